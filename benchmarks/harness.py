@@ -1,0 +1,376 @@
+"""What the benchmarks share: programs built on the spot, pinned servers, CPU clocks, medians, facts about the machine.
+
+Two cores are enough and two are used, whatever the machine has: the production server and the load generator share one,
+gopher (or the floor) and the shadow server share the other. Both sides of every ratio run in the same place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "benchmarks"
+RESULTS = ROOT / "benchmarks" / "results"
+
+LOOPBACK = "127.0.0.1"
+REQUEST_BYTES = 500
+NOT_RUN = 3
+"""Exit status of a benchmark that could not be run here."""
+
+_cores = sorted(os.sched_getaffinity(0))
+PRODUCTION_CORE = _cores[0]
+SHADOW_CORE = _cores[-1]
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class NotRun(Exception):
+    """Something this benchmark needs is missing; the message names it."""
+
+
+def require_program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise NotRun(f"{name} is not installed")
+    return path
+
+
+def compile_c(source: Path) -> Path:
+    """Compile one C file into the build directory and return the program."""
+    compiler = os.environ.get("CC", "cc")
+    require_program(compiler)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    program = BUILD / source.stem
+    subprocess.run([compiler, "-O2", "-o", program, source], check=True)
+    return program
+
+
+def build_cython(source: Path) -> ModuleType:
+    """Compile one .pyx file into the build directory and import it. It may cimport from gopher."""
+    try:
+        from Cython.Build import cythonize
+        from setuptools import Distribution, Extension
+    except ImportError as error:
+        raise NotRun(f"{error.name} is not installed") from error
+    extension = Extension(source.stem, [str(source)], extra_compile_args=["-O3"])
+    directives = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False}
+    modules = cythonize(
+        [extension], include_path=[str(ROOT)], compiler_directives=directives, build_dir=str(BUILD), quiet=True
+    )
+    # Not setup(): it would read the settings of the project in the working directory.
+    build = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
+    build.build_lib = str(BUILD)
+    build.build_temp = str(BUILD / "temp")
+    build.ensure_finalized()
+    build.run()
+    library = BUILD / (source.stem + sysconfig.get_config_var("EXT_SUFFIX"))
+    spec = importlib.util.spec_from_file_location(source.stem, library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pinned(core: int, *command: str | Path) -> list[str]:
+    return ["taskset", "-c", str(core), *map(str, command)]
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind((LOOPBACK, 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+def get_request(port: int, headers: dict[str, str] | None = None) -> bytes:
+    """A GET of exactly REQUEST_BYTES bytes."""
+    head = f"GET / HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+    return (head + padding_header(len(head)) + "\r\n\r\n").encode()
+
+
+def padding_header(length_so_far: int) -> str:
+    """The header that makes a request of `length_so_far` bytes REQUEST_BYTES long, with the four bytes that follow."""
+    name = "X-Padding: "
+    return name + "x" * (REQUEST_BYTES - length_so_far - len(name) - 4)
+
+
+class Process:
+    """A child with its standard error in a file, ended by `stop()` or at the end of the `with` block."""
+
+    def __init__(self, command: list[str], log: Path, **popen: object) -> None:
+        self.log = log
+        with log.open("wb") as stderr:
+            self.popen = subprocess.Popen(command, stderr=stderr, **popen)
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def wait_for_line(self, start: str, timeout_s: float = 10) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not any(line.startswith(start) for line in self.log.read_text().splitlines()):
+            if self.popen.poll() is not None:
+                if self.popen.returncode == 77:
+                    raise NotRun("no permission to capture")
+                raise RuntimeError(f"{self.popen.args} ended with {self.popen.returncode}: {self.log.read_text()}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.popen.args} did not say {start!r} within {timeout_s} s")
+            time.sleep(0.01)
+
+    def freeze(self) -> None:
+        self.popen.send_signal(signal.SIGSTOP)
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
+        self.popen.send_signal(number)
+        return self.popen.wait(timeout_s)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+        if self.popen.stdout is not None:
+            self.popen.stdout.close()
+
+
+class Nginx(Process):
+    """One nginx worker on one core, answering every request with three bytes. It counts requests itself."""
+
+    CONFIG = """
+        daemon off; worker_processes 1; worker_rlimit_nofile 65536; pid {directory}/nginx.pid;
+        error_log {directory}/error.log;
+        events {{ worker_connections 32768; }}
+        http {{
+            access_log off; default_type text/plain; client_max_body_size 0;
+            keepalive_timeout 1h; keepalive_requests 1000000000;
+            client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
+            fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+            server {{ {listen} location / {{ return 200 "ok\\n"; }} }}
+            server {{ listen {loopback}:{status_port}; location / {{ stub_status; }} }}
+        }}
+    """
+
+    def __init__(self, directory: Path, core: int, ports: int = 1) -> None:
+        nginx = require_program("nginx")
+        directory.mkdir()
+        *self.ports, status_port = free_ports(ports + 1)
+        listen = " ".join(f"listen {LOOPBACK}:{port} backlog=32768;" for port in self.ports)
+        config = directory / "nginx.conf"
+        config.write_text(
+            self.CONFIG.format(directory=directory, listen=listen, loopback=LOOPBACK, status_port=status_port)
+        )
+        command = pinned(core, nginx, "-p", directory, "-c", config, "-e", directory / "error.log")
+        super().__init__(command, directory / "stderr")
+        self._status = http.client.HTTPConnection(LOOPBACK, status_port)
+        self._queries = 0
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self._status.connect()
+                break
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline or self.popen.poll() is not None:
+                    raise
+                time.sleep(0.01)
+
+    @property
+    def port(self) -> int:
+        return self.ports[0]
+
+    def requests(self) -> int:
+        """Requests served so far, without these questions."""
+        self._queries += 1
+        self._status.request("GET", "/")
+        text = self._status.getresponse().read().decode()
+        numbers = re.search(r"requests\s+\d+ \d+ (\d+)", text)
+        assert numbers is not None, text
+        return int(numbers[1]) - self._queries
+
+    def __exit__(self, *error: object) -> None:
+        self._status.close()
+        if self.popen.poll() is None:
+            self.stop()
+        super().__exit__(*error)
+
+
+class Gopher(Process):
+    """`gopher -c` on lo, pinned beside the shadow server."""
+
+    def __init__(
+        self, directory: Path, command: list[str], port: int, upstream_ports: list[int], *options: str
+    ) -> None:
+        self._report = directory / "report.json"
+        upstreams = [word for upstream in upstream_ports for word in ("-u", f"{LOOPBACK}:{upstream}")]
+        super().__init__(
+            pinned(
+                SHADOW_CORE, *command, "-c", "-i", "lo", "-p", str(port), *upstreams, "--report", self._report, *options
+            ),
+            directory / "gopher.log",
+            cwd=ROOT,
+        )
+        self.wait_for_line("gopher: capturing on")
+
+    def cpu_s(self) -> tuple[float, float]:
+        """User and system seconds of the whole process so far, threads that ended included; 10 ms resolution.
+
+        The sum is exact to that, the split is the kernel's estimate from timer ticks.
+        """
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) / _TICKS_PER_S, int(fields[12]) / _TICKS_PER_S
+
+    def peak_resident_mib(self) -> float:
+        """High-water mark of resident memory. The capture ring is mapped, so it counts in full from the start."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+    def ring_mib(self) -> float:
+        """The part of resident memory that is the kernel's capture ring: the mapping of a packet socket."""
+        smaps = Path(f"/proc/{self.pid}/smaps").read_text()
+        return sum(int(kb) for kb in re.findall(r"socket:\[\d+\]\n(?:.*\n)*?Rss:\s+(\d+) kB", smaps)) / 1024
+
+    def end(self) -> dict:
+        """SIGTERM, and the report it wrote."""
+        status = self.stop()
+        if status != 0:
+            raise RuntimeError(f"gopher ended with {status}: {self.log.read_text()}")
+        return json.loads(self._report.read_text())
+
+
+def wait_until_settled(count: Callable[[], int], quiet_s: float, interval_s: float = 0.02) -> int:
+    """Poll `count()` until it has not changed for `quiet_s`; returns it."""
+    value, since = count(), time.monotonic()
+    while time.monotonic() - since < quiet_s:
+        time.sleep(interval_s)
+        if (now := count()) != value:
+            value, since = now, time.monotonic()
+    return value
+
+
+def summary(values: list[float], digits: int = 3) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), digits),
+        "low": round(min(values), digits),
+        "high": round(max(values), digits),
+    }
+
+
+def figure(name: str, unit: str, values: list[float], bar: float | None = None, digits: int = 3) -> dict:
+    """One line of the results table. `bar`: what the median may be at most."""
+    return {"figure": name, "unit": unit, "rounds": len(values), "bar": bar, **summary(values, digits)}
+
+
+def _version(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"\d+(\.\d+)+", ran.stdout + ran.stderr)
+    return found[0] if found else "unknown"
+
+
+def machine() -> dict:
+    """What a reader needs to judge the numbers: hardware, kernel, versions, and what else was running."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"model name\s*: (.*)", cpuinfo)
+    libraries = {}
+    for name in ("gopher-mirror", "pcapy-ng", "trio", "Cython"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            libraries[name] = metadata.version(name)
+    return {
+        "cpu": model[1] if model else platform.machine(),
+        "cores": len(_cores),
+        "virtual": "hypervisor" in cpuinfo,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_average_at_start": os.getloadavg(),
+        "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "versions": {
+            "nginx": _version("nginx", "-v"),
+            "wrk": _version("wrk", "-v"),
+            "cc": _version(os.environ.get("CC", "cc"), "-dumpfullversion"),
+            **libraries,
+        },
+    }
+
+
+def arguments(description: str, seconds: float, rounds: int = 5) -> argparse.ArgumentParser:
+    """The options every benchmark has."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=seconds, help="length of a round (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=rounds, help="default %(default)s")
+    parser.add_argument("--json", type=Path, help="write the result into this file too")
+    return parser
+
+
+def add_gopher_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gopher",
+        type=shlex.split,
+        default=[sys.executable, "-m", "gopher"],
+        metavar="COMMAND",
+        help="the gopher to measure (default: this Python's)",
+    )
+    parser.add_argument("--option", action="append", default=[], help="one more option for gopher, as --option=--NAME")
+
+
+def run(name: str, measure: Callable, settings: argparse.Namespace) -> int:
+    """Measure, print the figures as a Markdown table, and write everything as JSON where `--json` says.
+
+    Returns the exit status: 0, or 3 if something is not installed or not permitted.
+    """
+    facts = machine()
+    try:
+        figures, rounds = measure(settings)
+    except NotRun as missing:
+        print(missing, file=sys.stderr)
+        return NOT_RUN
+    print(table(figures))
+    if settings.json is not None:
+        given = {key: value for key, value in vars(settings).items() if key != "json"}
+        result = {"benchmark": name, "machine": facts, "settings": given, "figures": figures, "rounds": rounds}
+        settings.json.parent.mkdir(parents=True, exist_ok=True)
+        settings.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def table(figures: list[dict]) -> str:
+    lines = [
+        "| figure | unit | median | lowest to highest | rounds | bar |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for f in figures:
+        bar = "" if f["bar"] is None else f"≤ {f['bar']:g}{'' if f['median'] <= f['bar'] else ' (missed)'}"
+        spread = f"{f['low']:g} to {f['high']:g}"
+        lines.append(f"| {f['figure']} | {f['unit']} | {f['median']:g} | {spread} | {f['rounds']} | {bar} |")
+    return "\n".join(lines)
+
+
+def scratch() -> tempfile.TemporaryDirectory:
+    directory = tempfile.TemporaryDirectory(prefix="gopher-bench-")
+    # nginx's worker gives up root and must still reach its files.
+    Path(directory.name).chmod(0o755)
+    return directory

@@ -1,0 +1,171 @@
+"""CPU per mirrored request: gopher against the floor, in the same run.
+
+    wrk ──► production nginx        gopher ──► shadow nginx        floor ──► shadow nginx
+    ╰─────── one core ───────╯      ╰───────────── the other core, in turns ───────────╯
+
+Each round runs gopher under wrk for `--seconds`, then the floor for as long, with as many connections and the same
+500 bytes, to the same shadow server, while wrk loads production again so that both have the same neighbours. gopher's
+CPU is the whole process, user and system, from the end of a warm-up until the last request has arrived.
+
+Loss is exact: wrk is stopped in the middle of its work (SIGSTOP: no connection closes), both servers finish what is on
+the way, and then the two servers' own counts of requests are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import harness
+
+WARM_UP_S = 0.5
+# At a given rate the floor, too, may collect requests for as long as the kernel holds packets back for gopher.
+FLOOR_INTERVAL_S = 0.010
+
+
+def floor_round(options, floor: Path, sink: harness.Nginx, seconds: float) -> dict:
+    burst, interval_ns = options.connections, 0
+    if options.rate:
+        burst = min(options.connections, max(1, round(options.rate * FLOOR_INTERVAL_S)))
+        interval_ns = round(burst / options.rate * 1e9)
+    command = harness.pinned(
+        harness.SHADOW_CORE, *floor_command(floor, sink.port, options.connections, burst, interval_ns, seconds)
+    )
+    ran = subprocess.run(command, input=harness.get_request(sink.port), stdout=subprocess.PIPE, check=True)
+    return json.loads(ran.stdout)
+
+
+def floor_command(floor: Path, port: int, connections: int, burst: int, interval_ns: int, seconds: float) -> list[str]:
+    numbers = (connections, burst, interval_ns, seconds)
+    return [str(floor), harness.LOOPBACK, str(port), *map(str, numbers)]
+
+
+def start_load(options, floor: Path, port: int, directory: Path, seconds: float) -> harness.Process:
+    """wrk flat out until it is stopped; or, at a given rate, evenly spaced requests for `seconds`."""
+    if options.rate:
+        interval_ns = round(1e9 / options.rate)
+        command = floor_command(floor, port, options.connections, 1, interval_ns, seconds)
+        request = directory / "request"
+        request.write_bytes(harness.get_request(port))
+        with request.open("rb") as stdin:
+            return harness.Process(
+                harness.pinned(harness.PRODUCTION_CORE, *command),
+                directory / "generator.log",
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+            )
+    head = f"GET / HTTP/1.1\r\nHost: {harness.LOOPBACK}:{port}\r\n"
+    wrk = (harness.require_program("wrk"), "-t1", f"-c{options.connections}", "-d1h")
+    command = (*wrk, "-H", harness.padding_header(len(head)), f"http://{harness.LOOPBACK}:{port}/")
+    return harness.Process(
+        harness.pinned(harness.PRODUCTION_CORE, *command), directory / "wrk.log", stdout=subprocess.DEVNULL
+    )
+
+
+def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path) -> dict:
+    served_before, arrived_before = production.requests(), sink.requests()
+    upstreams = len(sink.ports)
+    with harness.Gopher(directory, options.gopher, production.port, sink.ports, *options.option) as gopher:
+        with start_load(options, floor, production.port, directory, WARM_UP_S + options.seconds) as load:
+            time.sleep(WARM_UP_S)
+            served_warm, cpu_warm, began = production.requests(), gopher.cpu_s(), time.monotonic()
+            if options.rate:
+                load.popen.wait()
+            else:
+                time.sleep(options.seconds)
+                load.freeze()
+            elapsed = time.monotonic() - began
+            served = harness.wait_until_settled(production.requests, 0.1)
+            expected = upstreams * (served - served_before)
+            arrived = sink.requests() - arrived_before
+            if arrived < expected:
+                arrived = harness.wait_until_settled(sink.requests, 1.0) - arrived_before
+            cpu = gopher.cpu_s()
+            resident, ring = gopher.peak_resident_mib(), gopher.ring_mib()
+        report = gopher.end()
+    requests = served - served_warm
+    user_s, system_s = cpu[0] - cpu_warm[0], cpu[1] - cpu_warm[1]
+    captured = [upstream["captured_bytes"] for upstream in report["upstreams"]]
+    return {
+        "requests": requests,
+        "requests_per_s": requests / elapsed,
+        "core_share": (user_s + system_s) / elapsed,
+        "user_us": user_s / requests * 1e6,
+        "system_us": system_s / requests * 1e6,
+        "cpu_us": (user_s + system_s) / requests * 1e6,
+        "lost": expected - arrived,
+        "kernel_drops": report["packets"]["dropped_by_kernel"],
+        "shed_bytes": sum(upstream["shed_bytes"] for upstream in report["upstreams"]),
+        "report_differs_bytes": max(abs(harness.REQUEST_BYTES * (served - served_before) - had) for had in captured),
+        "resident_mib": resident,
+        "ring_mib": ring,
+    }
+
+
+def one_round(options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path) -> dict:
+    gopher = gopher_round(options, floor, production, sink, directory)
+    with start_load(options, floor, production.port, directory, WARM_UP_S + options.seconds):
+        time.sleep(WARM_UP_S)
+        least = floor_round(options, floor, sink, options.seconds)
+    floor_us = (least["user_s"] + least["system_s"]) / least["requests"] * 1e6
+    return {"gopher": gopher, "floor": least, "floor_us": floor_us, "ratio": gopher["cpu_us"] / floor_us}
+
+
+def measure(options) -> tuple[list[dict], list[dict]]:
+    """Returns the figures and the rounds they come from."""
+    floor = harness.compile_c(Path(__file__).with_name("floor.c"))
+    rounds = []
+    with harness.scratch() as name:
+        directory = Path(name)
+        with (
+            harness.Nginx(directory / "production", harness.PRODUCTION_CORE) as production,
+            harness.Nginx(directory / "shadow", harness.SHADOW_CORE, options.upstreams) as sink,
+        ):
+            for number in range(options.rounds):
+                rounds.append(one_round(options, floor, production, sink, directory))
+                mirrored, ratio = rounds[-1]["gopher"], rounds[-1]["ratio"]
+                print(
+                    f"round {number + 1}: {mirrored['cpu_us']:.2f} us a request (user {mirrored['user_us']:.2f}),"
+                    f" floor {rounds[-1]['floor_us']:.2f} us, ratio {ratio:.2f},"
+                    f" {mirrored['requests_per_s']:.0f} requests/s, lost {mirrored['lost']}",
+                    file=sys.stderr,
+                )
+    return figures(options, rounds), rounds
+
+
+def figures(options, rounds: list[dict]) -> list[dict]:
+    load = f"{options.rate}/s" if options.rate else "saturation"
+    where = f"{load}, {options.connections} connections, {options.upstreams} upstream(s)"
+    of = {key: [r["gopher"][key] for r in rounds] for key in rounds[0]["gopher"]}
+    issue_case = options.upstreams == 1 and not options.rate
+    return [
+        harness.figure(
+            f"CPU per request / floor ({where})", "ratio", [r["ratio"] for r in rounds], 1.6 if issue_case else None
+        ),
+        harness.figure("gopher's CPU per request", "us", of["cpu_us"]),
+        harness.figure("of it in user space", "us", of["user_us"]),
+        harness.figure("the floor's CPU per request", "us", [r["floor_us"] for r in rounds]),
+        harness.figure("requests mirrored", "1/s", of["requests_per_s"], digits=0),
+        harness.figure("requests lost", "requests", of["lost"], 0),
+        harness.figure("report's bytes against the servers' counts", "bytes", of["report_differs_bytes"], 0),
+        harness.figure("packets dropped by the kernel", "packets", of["kernel_drops"], 0),
+        harness.figure("resident memory at its peak, ring included", "MiB", of["resident_mib"], 128, digits=1),
+        harness.figure("of it the capture ring", "MiB", of["ring_mib"], digits=1),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = harness.arguments(__doc__, seconds=3)
+    harness.add_gopher_option(parser)
+    parser.add_argument("--connections", type=int, default=200)
+    parser.add_argument("--upstreams", type=int, default=1)
+    parser.add_argument("--rate", type=int, default=0, help="requests a second; 0, the default, is all wrk can do")
+    options = parser.parse_args(argv)
+    return harness.run("capture", measure, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

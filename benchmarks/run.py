@@ -1,0 +1,77 @@
+"""Runs every benchmark there is and writes benchmarks/results/: one JSON file each, and all figures in results.md.
+
+What cannot be run here (a program that is not installed, no permission to capture) is named as not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that `python benchmarks/run.py` works as well as `python -m benchmarks.run`
+
+from benchmarks import harness  # noqa: E402
+
+BENCHMARKS = {
+    "framing": ["benchmarks.micro.framing"],
+    "feed": ["benchmarks.micro.feed"],
+    "capture": ["benchmarks.macro.capture"],
+    "capture-2-upstreams": ["benchmarks.macro.capture", "--upstreams", "2"],
+    "capture-3-upstreams": ["benchmarks.macro.capture", "--upstreams", "3"],
+    "capture-1000-per-s": ["benchmarks.macro.capture", "--rate", "1000"],
+    "latency": ["benchmarks.macro.latency"],
+}
+
+
+def run_one(name: str, results: Path, passed_on: list[str]) -> str:
+    """Returns the benchmark's section of the table file."""
+    print(f"== {name}", flush=True)
+    result = results / f"{name}.json"
+    result.unlink(missing_ok=True)
+    command = [sys.executable, "-m", *BENCHMARKS[name], "--json", str(result), *passed_on]
+    ran = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    if ran.returncode == harness.NOT_RUN:
+        reason = ran.stderr.strip().splitlines()[-1]
+        print(f"not run: {reason}", flush=True)
+        return f"## {name}\n\nNot run: {reason}.\n"
+    if ran.returncode != 0:
+        raise SystemExit(f"{name} failed:\n{ran.stderr}")
+    return f"## {name}\n\n{harness.table(json.loads(result.read_text())['figures'])}\n"
+
+
+def describe(machine: dict) -> str:
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
+    kind = "virtual machine" if machine["virtual"] else "machine"
+    load = " ".join(f"{value:.2f}" for value in machine["load_average_at_start"])
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores ({kind}), {machine['memory_gib']} GiB, Linux {machine['kernel']},"
+        f" Python {machine['python']}, {versions}; load average at the start {load}; {machine['utc']} UTC."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "names", nargs="*", metavar="BENCHMARK", help=f"of {', '.join(BENCHMARKS)}; all of them if none"
+    )
+    parser.add_argument("--seconds", help="length of a round (default: each benchmark's own)")
+    parser.add_argument("--rounds", help="default: each benchmark's own, 5 at least")
+    parser.add_argument("--results", type=Path, default=harness.RESULTS, help="directory (default %(default)s)")
+    options = parser.parse_args(argv)
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    passed_on = [f"--{key}={value}" for key in ("seconds", "rounds") if (value := getattr(options, key)) is not None]
+    options.results.mkdir(parents=True, exist_ok=True)
+    sections = ["# Benchmark results\n", describe(harness.machine()) + "\n"]
+    sections += [run_one(name, options.results, passed_on) for name in options.names or BENCHMARKS]
+    (options.results / "results.md").write_text("\n".join(sections))
+    print(f"written to {options.results}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

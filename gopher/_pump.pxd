@@ -1,0 +1,62 @@
+# Many upstream sockets served in batches from one epoll descriptor. See _pump.pyx.
+
+from libc.stdint cimport int64_t, uint64_t
+
+from gopher.http.framing cimport HttpFramer, RequestFramer
+
+
+cdef class Budget:
+    cdef readonly int64_t limit         # bytes
+    cdef readonly int64_t used          # bytes queued now
+
+
+cdef class Ledger:
+    cdef readonly Budget total          # shared by all upstreams
+    cdef readonly int64_t limit         # queued bytes for this upstream
+    cdef readonly int64_t connection_limit  # queued bytes for one connection
+    cdef public int64_t captured        # bytes
+    cdef public int64_t delivered       # bytes
+    cdef public int64_t pending         # bytes
+    cdef readonly dict shed             # reason -> bytes
+    cdef readonly int64_t established   # connections that came up
+    cdef readonly int64_t responses     # bytes read from the upstream and thrown away
+
+    cpdef void add_shed(self, str reason, int64_t length)
+
+
+cdef class Pump:
+    cdef readonly int epoll_fd
+    cdef readonly int open              # connections with a descriptor
+    cdef readonly int blocked           # connections with bytes that their socket refused
+    cdef char* _scratch                 # owned; answers are read into it and forgotten
+
+
+cdef class Connection:
+    cdef Pump _pump
+    cdef readonly Ledger ledger
+    cdef readonly object owner          # whose stream this is; the pump's user finds its way back by it
+    cdef RequestFramer _requests        # borrowed state: what has been asked on this stream
+    cdef HttpFramer _responses          # what has been answered on this connection
+    cdef object _queue                  # deque of bytes that the socket has not taken
+    cdef Py_ssize_t _head               # bytes of _queue[0] that it has taken
+    cdef readonly Py_ssize_t queued     # bytes
+    cdef readonly int64_t sent          # bytes accepted by the socket on this connection
+    cdef readonly int64_t answered      # bytes read
+    cdef uint64_t _base                 # index of the first request on this connection
+    cdef int _fd
+    cdef bint _connecting
+    cdef bint _wants_write              # registered for EPOLLOUT
+    cdef bint _lazy                     # reported only when much has been answered
+    cdef bint _half_closed
+    cdef readonly bint finishing
+    cdef public bint reset_at_end       # the caller's: how to close when finished
+    cdef public int attempts_left       # the caller's: addresses not tried yet
+
+    cdef int _watch(self, bint write, int operation)
+    cdef void _append(self, bytes data, Py_ssize_t taken)
+    cdef void _wake_at(self, int length)
+    cdef int _flush(self)
+    cdef int _drain(self)
+    cdef int _finish_step(self)
+    cdef int _ready(self, unsigned int events)
+    cpdef int write(self, bytes data)

@@ -1,0 +1,466 @@
+"""Many upstream sockets served in batches from one epoll descriptor.
+
+The mirror writes captured bytes to `Connection`s and nobody wants the answers, so a task per connection would pay for
+two context switches per request and learn nothing. Here a write is tried at once; only what the socket refuses is
+queued; `Pump.serve` then moves whatever became possible, for up to 256 connections a call, and returns the few that
+need a decision. `gopher.pump` runs it under one Trio task.
+
+Acts only on its own non-blocking sockets; never waits, and holds the GIL throughout because no call can block.
+Invariant, for each `Ledger`: captured = delivered + sum(shed) + pending, as long as the caller adds to `captured`
+what it hands to `write`.
+"""
+
+from collections import deque
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.string cimport memset
+
+from gopher.http.framing cimport (
+    HTTP_RESPONSE,
+    HttpFramer,
+    RequestFramer,
+    http_framer_feed,
+    http_framer_init,
+    http_framer_skip,
+)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        void* ptr
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
+    int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout)
+    enum: EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct sockaddr:
+        pass
+    struct linger:
+        int l_onoff
+        int l_linger
+    int socket(int domain, int type, int protocol)
+    int connect(int fd, const sockaddr* address, uint32_t length)
+    int setsockopt(int fd, int level, int name, const void* value, uint32_t length)
+    int getsockopt(int fd, int level, int name, void* value, uint32_t* length)
+    int shutdown(int fd, int how)
+    Py_ssize_t send(int fd, const void* data, size_t length, int flags)
+    Py_ssize_t recv(int fd, void* data, size_t length, int flags)
+    enum: SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_LINGER, SO_ERROR, SO_RCVLOWAT, SHUT_WR
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC
+
+cdef extern from "<netinet/in.h>" nogil:
+    enum: IPPROTO_TCP
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    enum: TCP_NODELAY
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<linux/sockios.h>" nogil:
+    enum: SIOCOUTQ
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
+cdef enum:
+    EVENTS_PER_CALL = 256
+    SCRATCH_BYTES = 65536
+    # An answer that is thrown away without being copied may be read in larger steps.
+    DISCARD_BYTES = 16777216
+    # A connection that keeps answering must not keep the others waiting.
+    READS_PER_TURN = 8
+    # A connection that carries request after request is not worth a wake-up for each answer: the kernel reports it
+    # when this much has come, or its end. 16 KiB saves little more and holds much more kernel memory in small packets.
+    LAZY_BYTES = 4096
+
+# What `serve` reports beside negative errno values.
+cdef enum:
+    _NOTHING = 0
+    _FINISHED = 1
+    _PEER_CLOSED = 2
+
+FINISHED = _FINISHED
+PEER_CLOSED = _PEER_CLOSED
+
+# What `write` reports beside zero and negative errno values.
+cdef enum:
+    _OVER_CONNECTION = 1
+    _OVER_UPSTREAM = 2
+    _OVER_TOTAL = 3
+
+OVER_CONNECTION = _OVER_CONNECTION
+OVER_UPSTREAM = _OVER_UPSTREAM
+OVER_TOTAL = _OVER_TOTAL
+
+
+cdef class Budget:
+    """A bound on queued bytes that several upstreams share."""
+
+    def __init__(self, int64_t limit):
+        self.limit = limit
+
+
+cdef class Ledger:
+    """The byte account of one upstream and the bounds it lives in."""
+
+    def __init__(self, Budget total not None, int64_t limit, int64_t connection_limit):
+        self.total = total
+        self.limit = limit
+        self.connection_limit = connection_limit
+        self.shed = {}
+
+    cpdef void add_shed(self, str reason, int64_t length):
+        """Count bytes as given up."""
+        if length:
+            self.shed[reason] = self.shed.get(reason, 0) + length
+
+
+cdef class Pump:
+    """One epoll descriptor and the connections on it."""
+
+    def __cinit__(self):
+        self.epoll_fd = -1
+        self._scratch = NULL
+
+    def __init__(self):
+        self._scratch = <char*>PyMem_Malloc(SCRATCH_BYTES)
+        if self._scratch == NULL:
+            raise MemoryError
+        self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll_fd < 0:
+            raise OSError(errno, "epoll_create1 failed")
+
+    def __dealloc__(self):
+        if self.epoll_fd >= 0:
+            close(self.epoll_fd)
+        PyMem_Free(self._scratch)
+
+    def fileno(self):
+        """The descriptor that is readable when `serve` has something to do."""
+        return self.epoll_fd
+
+    def serve(self):
+        """Move what can be moved on up to 256 ready connections.
+
+        Returns:
+            (served, decisions): how many were ready, and a list of (connection, outcome) for those that cannot go on
+            by themselves: `FINISHED` (asked to finish, and answered), `PEER_CLOSED`, or a negative errno. The caller
+            closes each of them, or it is reported again.
+        """
+        cdef epoll_event events[EVENTS_PER_CALL]
+        cdef int ready = epoll_wait(self.epoll_fd, events, EVENTS_PER_CALL, 0)
+        cdef int i, outcome
+        cdef Connection connection
+        cdef list decisions = []
+        # Nothing is closed in this loop, so every pointer stays valid: a registered connection owns a reference to
+        # itself until `close`.
+        for i in range(ready):
+            connection = <Connection><PyObject*>events[i].data.ptr
+            outcome = connection._ready(events[i].events)
+            if outcome != _NOTHING:
+                decisions.append((connection, outcome))
+        return (ready if ready > 0 else 0), decisions
+
+
+cdef class Connection:
+    """One connection to an upstream that carries one captured stream, or a part of it from a request on.
+
+    Args:
+        pump: what serves it.
+        ledger: the account of its upstream.
+        requests: the framer of the captured stream; says which answers are due.
+        base: index of the first request that goes out on this connection.
+        owner: anything; kept for the caller.
+    """
+
+    def __cinit__(self):
+        self._fd = -1
+
+    def __init__(self, Pump pump not None, Ledger ledger not None, RequestFramer requests not None, base, owner):
+        self._pump = pump
+        self.ledger = ledger
+        self._requests = requests
+        self.owner = owner
+        self._queue = deque()
+        self._base = base
+        http_framer_init(&self._responses, HTTP_RESPONSE)
+        self._responses.started = self._responses.completed = self._base
+
+    def __dealloc__(self):
+        if self._fd >= 0:
+            close(self._fd)
+
+    @property
+    def closed(self):
+        """Whether there is no descriptor: not dialled yet, or closed."""
+        return self._fd < 0
+
+    @property
+    def connecting(self):
+        """Whether the upstream has not accepted the connection yet."""
+        return self._connecting
+
+    def dial(self, int family, bytes address not None):
+        """Start to connect. `address`: a packed sockaddr.
+
+        Returns:
+            0, or a negative errno with nothing left open. The result of the attempt shows in `write` or in
+            `Pump.serve`. A connection whose attempt failed may dial again; what is queued is kept.
+        """
+        cdef int one = 1
+        cdef int failure
+        cdef int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+        if fd < 0:
+            return -errno
+        # A captured run is written as one piece when it was captured; holding its tail back gains nothing.
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+        if connect(fd, <sockaddr*>PyBytes_AS_STRING(address), <uint32_t>PyBytes_GET_SIZE(address)) and \
+                errno != EINPROGRESS:
+            failure = errno
+            close(fd)
+            return -failure
+        self._fd = fd
+        self._connecting = True
+        failure = self._watch(True, EPOLL_CTL_ADD)
+        if failure:
+            close(fd)
+            self._fd = -1
+            return failure
+        Py_INCREF(self)
+        self._pump.open += 1
+        return 0
+
+    def unaccepted(self):
+        """Bytes sent on this connection that the upstream's TCP has not acknowledged yet."""
+        cdef int length = 0
+        if self._fd >= 0 and not self._connecting:
+            ioctl(self._fd, SIOCOUTQ, &length)
+            # The kernel computes write_seq - snd_una, in which our own FIN is one more byte.
+            if self._half_closed and length:
+                length -= 1
+        return length
+
+    def hang_up(self, bint hard):
+        """Close the descriptor; what is queued stays queued. `hard`: by RST, whatever the kernel still holds."""
+        cdef linger reset
+        if self._fd < 0:
+            return
+        if hard:
+            reset.l_onoff = 1
+            reset.l_linger = 0
+            setsockopt(self._fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset))
+        if self._wants_write and not self._connecting:
+            self._pump.blocked -= 1
+        close(self._fd)
+        self._fd = -1
+        self._wants_write = self._connecting = False
+        self._pump.open -= 1
+        Py_DECREF(self)
+
+    def abandon(self, str reason not None, int64_t unaccepted=0):
+        """Give up what is queued, and `unaccepted` bytes of what was sent: shed for `reason`.
+
+        Returns:
+            How many bytes were shed.
+        """
+        cdef int64_t length = self.queued
+        self._queue.clear()
+        self._head = 0
+        self.queued = 0
+        self.ledger.pending -= length
+        self.ledger.total.used -= length
+        self.ledger.delivered -= unaccepted
+        self.sent -= unaccepted
+        self.ledger.add_shed(reason, length + unaccepted)
+        return length + unaccepted
+
+    cpdef int write(self, bytes data):
+        """Send `data`, now if the socket takes it, else later. The caller has added its length to `captured`.
+
+        Returns:
+            0; or, with everything queued all the same, one of `OVER_CONNECTION`, `OVER_UPSTREAM`, `OVER_TOTAL`: the
+            caller now waits for room or gives the connection up; or a negative errno with `data` queued and the
+            connection useless.
+        """
+        cdef Py_ssize_t taken = 0
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(data)
+        cdef int failure
+        if self.queued == 0 and self._fd >= 0:
+            # While connecting too: on a short path the handshake is over when connect() returns, and the attempt
+            # saves a round through epoll; otherwise the kernel says EAGAIN.
+            if not self._lazy and self.answered:
+                self._lazy = True
+                self._wake_at(LAZY_BYTES)
+            taken = send(self._fd, PyBytes_AS_STRING(data), length, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if taken < 0:
+                failure = errno
+                taken = 0
+                if failure != EAGAIN and failure != EINTR:
+                    self._append(data, 0)
+                    return -failure
+            else:
+                self.sent += taken
+                self.ledger.delivered += taken
+                if self._connecting:
+                    self._connecting = False
+                    self.ledger.established += 1
+                    if self._wants_write:
+                        self._pump.blocked += 1
+                if taken == length:
+                    return self._watch(False, EPOLL_CTL_MOD) if self._wants_write else 0
+        self._append(data, taken)
+        if not self._wants_write and self._fd >= 0:
+            failure = self._watch(True, EPOLL_CTL_MOD)
+            if failure:
+                return failure
+        if self.queued > self.ledger.connection_limit:
+            return _OVER_CONNECTION
+        if self.ledger.pending > self.ledger.limit:
+            return _OVER_UPSTREAM
+        if self.ledger.total.used > self.ledger.total.limit:
+            return _OVER_TOTAL
+        return 0
+
+    def finish(self):
+        """No more bytes will come: deliver what is queued, wait for the answers that are due, then report.
+
+        A stream that ends between two requests gets its answers first, because many servers take an early FIN for a
+        client that has lost interest. Any other stream is half-closed as the client's was.
+
+        Returns:
+            0 if there is something to wait for, and `Pump.serve` reports it; else what it would report.
+        """
+        cdef int outcome
+        self.finishing = True
+        if self._lazy:
+            # Every answer counts from now on. What has come already is not reported again.
+            self._lazy = False
+            self._wake_at(1)
+            outcome = self._drain()
+            if outcome != _NOTHING:
+                return outcome
+        return self._finish_step()
+
+    cdef void _append(self, bytes data, Py_ssize_t taken):
+        cdef Py_ssize_t rest = PyBytes_GET_SIZE(data) - taken
+        if not self._queue:
+            self._head = taken
+            self._queue.append(data)
+        else:
+            # Only the first entry may be partly sent.
+            self._queue.append(data[taken:] if taken else data)
+        self.queued += rest
+        self.ledger.pending += rest
+        self.ledger.total.used += rest
+
+    cdef int _watch(self, bint write, int operation):
+        cdef epoll_event event
+        memset(&event, 0, sizeof(event))
+        event.events = EPOLLIN | EPOLLRDHUP | (EPOLLOUT if write else 0)
+        event.data.ptr = <void*><PyObject*>self
+        if epoll_ctl(self._pump.epoll_fd, operation, self._fd, &event):
+            return -errno
+        if not self._connecting and write != self._wants_write:
+            self._pump.blocked += 1 if write else -1
+        self._wants_write = write
+        return 0
+
+    cdef void _wake_at(self, int length):
+        """Be reported as readable once this much can be read, or the peer has closed."""
+        setsockopt(self._fd, SOL_SOCKET, SO_RCVLOWAT, &length, sizeof(length))
+
+    cdef int _flush(self):
+        """Send from the queue. Returns 0 or a negative errno."""
+        cdef bytes data
+        cdef Py_ssize_t taken, length
+        while self.queued:
+            data = self._queue[0]
+            length = PyBytes_GET_SIZE(data) - self._head
+            taken = send(self._fd, PyBytes_AS_STRING(data) + self._head, length, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if taken < 0:
+                if errno == EINTR:
+                    continue
+                return 0 if errno == EAGAIN else -errno
+            self.sent += taken
+            self.queued -= taken
+            self.ledger.delivered += taken
+            self.ledger.pending -= taken
+            self.ledger.total.used -= taken
+            if taken < length:
+                self._head += taken
+            else:
+                self._queue.popleft()
+                self._head = 0
+        return self._watch(False, EPOLL_CTL_MOD)
+
+    cdef int _drain(self):
+        """Read answers and forget them. Returns 0, _PEER_CLOSED or a negative errno."""
+        cdef int turn
+        cdef Py_ssize_t received
+        cdef size_t wanted
+        cdef bint look
+        cdef char* scratch = self._pump._scratch
+        for turn in range(READS_PER_TURN):
+            look = not (self._requests.c.opaque or self._responses.opaque or self._responses.until_close)
+            if look and self._responses.body_left <= SCRATCH_BYTES:
+                wanted = SCRATCH_BYTES
+                received = recv(self._fd, scratch, wanted, MSG_DONTWAIT)
+                if received > 0:
+                    http_framer_feed(&self._responses, &self._requests.c, <const uint8_t*>scratch, received)
+            else:
+                # MSG_TRUNC drops the bytes in the kernel: tcp(7).
+                wanted = min(<size_t>self._responses.body_left, <size_t>DISCARD_BYTES) if look else DISCARD_BYTES
+                received = recv(self._fd, NULL, wanted, MSG_DONTWAIT | MSG_TRUNC)
+                if received > 0 and look:
+                    http_framer_skip(&self._responses, received)
+            if received == 0:
+                return _PEER_CLOSED
+            if received < 0:
+                return 0 if errno == EAGAIN or errno == EINTR else -errno
+            self.answered += received
+            self.ledger.responses += received
+            if <size_t>received < wanted:
+                return 0
+        return 0
+
+    cdef int _finish_step(self):
+        if self.queued or self._connecting or self._fd < 0:
+            return _NOTHING
+        cdef const HttpFramer* asked = &self._requests.c
+        if not asked.opaque and asked.started > self._base and asked.completed == asked.started:
+            if not self._responses.opaque and self._responses.completed >= asked.started:
+                return _FINISHED
+        elif not self._half_closed:
+            self._half_closed = True
+            shutdown(self._fd, SHUT_WR)
+        return _NOTHING
+
+    cdef int _ready(self, unsigned int events):
+        cdef int outcome, failure = 0
+        cdef uint32_t size = sizeof(failure)
+        if self._connecting:
+            if events & (EPOLLERR | EPOLLHUP):
+                getsockopt(self._fd, SOL_SOCKET, SO_ERROR, &failure, &size)
+                return -failure
+            if not events & EPOLLOUT:
+                return _NOTHING
+            self._connecting = False
+            self.ledger.established += 1
+            self._pump.blocked += 1
+        if events & EPOLLOUT:
+            outcome = self._flush()
+            if outcome:
+                return outcome
+        if events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP):
+            outcome = self._drain()
+            if outcome:
+                return outcome
+        return self._finish_step() if self.finishing else _NOTHING

@@ -1,0 +1,1 @@
+"""Capture mode: from the network tap (or a capture file) to the upstream connections."""

@@ -1,0 +1,424 @@
+"""Events of captured flows in, bytes on upstream connections out.
+
+`Mirror` is the deciding part: it turns the reassembler's events into writes, cuts and ends of `StreamCopy`s, one for
+each flow and upstream. It waits only in one place: when an upstream cannot keep up and `Patience` allows it, so that a
+burst that the kernel's ring can hold is not shed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+import gopher
+from gopher._fastpath import (
+    CLIENT_TO_SERVER,
+    SERVER_TO_CLIENT,
+    FlowClosed,
+    FlowOpened,
+    Reassembler,
+    StreamData,
+    StreamEnded,
+    StreamGap,
+)
+from gopher._pump import Budget
+from gopher.capture.upstream import Address, DirectoryUpstream, StreamCopy, TcpUpstream, Upstream
+from gopher.http.framing import RequestFramer, find_request, request_may_start
+from gopher.observe.accounts import AccountsReport
+from gopher.pump import PumpTask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gopher._fastpath import Event, Flow
+    from gopher._pump import Connection
+    from gopher.capture.source import PacketSource
+    from gopher.config import CaptureConfig
+
+__all__ = ["Mirror", "Patience"]
+
+# A request head longer than this is not waited for when a connection is joined; servers refuse such heads (nginx:
+# 32 KiB, Apache httpd: 8 KiB a line).
+HEAD_LIMIT_BYTES: Final = 65_536
+
+
+class Patience:
+    """How long intake may wait for a slow upstream before its connection is shed. Sans-I/O.
+
+    While intake waits, packets wait in the kernel's ring, which serves all upstreams. So an upstream has a credit of
+    waiting time that fits the ring and refills slowly, and only a connection that still makes progress may use it.
+
+    Args:
+        credit_s: waiting time at the start, and its upper bound; None for a file, which can wait.
+        stall_s: a connection that has taken nothing for this long is not waited for.
+    """
+
+    REFILL_RATIO: Final = 0.1
+
+    def __init__(self, credit_s: float | None, stall_s: float) -> None:
+        self._limit_s = credit_s
+        self._credit_s = credit_s or 0.0
+        self._stall_s = stall_s
+        self._refilled_at_s: float | None = None
+
+    def permits(self, now_s: float, progress_at_s: float) -> bool:
+        """Whether to wait on for a connection that last took bytes at `progress_at_s`."""
+        if now_s - progress_at_s >= self._stall_s:
+            return False
+        if self._limit_s is None:
+            return True
+        if self._refilled_at_s is not None:
+            earned_s = (now_s - self._refilled_at_s) * self.REFILL_RATIO
+            self._credit_s = min(self._limit_s, self._credit_s + earned_s)
+        self._refilled_at_s = now_s
+        return self._credit_s > 0
+
+    def spend(self, waited_s: float) -> None:
+        """Intake has waited."""
+        self._credit_s -= waited_s
+
+
+class MirroredStream:
+    """The client's direction of one captured flow, on its way to all upstreams."""
+
+    __slots__ = ("_held", "_joining", "copies", "joined", "midway", "requests")
+
+    def __init__(self, copies: list[StreamCopy], *, midway: bool) -> None:
+        self.copies = copies
+        self.midway = midway
+        """Whether the connection was open before the capture."""
+        self.joined = not midway
+        """Whether any byte was passed on."""
+        self.requests = RequestFramer()
+        self._joining = "joined" if midway else None
+        """Why the next request line is being looked for; None while bytes pass."""
+        self._held = b""
+        """What may be the beginning of a request head."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that wait for the decision whether a request begins in them."""
+        return len(self._held)
+
+    def write(self, data: bytes) -> list[tuple[StreamCopy, str]] | None:
+        """Pass on the next bytes.
+
+        Returns:
+            The copies whose connection is over a memory bound, with the bound's name; None if there are none.
+        """
+        if self._joining is not None:
+            data = self._join(data, self._joining)
+            if not data:
+                return None
+        requests = self.requests
+        base = requests.started
+        start = requests.feed(data)
+        full = None
+        for copy in self.copies:
+            over = copy.write(data, start, base, requests)
+            if over is not None:
+                full = full or []
+                full.append((copy, over))
+        return full
+
+    def _join(self, data: bytes, reason: str) -> bytes:
+        held = self._held + data
+        start = find_request(held)
+        if start >= 0:
+            self._joining = None
+            self._held = b""
+            self.joined = True
+            self._skip(reason, start)
+            return held[start:]
+        keep_from = request_may_start(held)
+        if len(held) - keep_from > HEAD_LIMIT_BYTES:
+            keep_from = len(held)
+        self._skip(reason, keep_from)
+        self._held = held[keep_from:]
+        return b""
+
+    def _skip(self, reason: str, length: int) -> None:
+        if length:
+            for copy in self.copies:
+                copy.skip(reason, length)
+
+    def gap(self) -> None:
+        """Bytes are missing here: nothing is spliced over them."""
+        if self._joining is not None:
+            self._skip(self._joining, len(self._held))
+            self._held = b""
+            return
+        requests = self.requests
+        for copy in self.copies:
+            if requests.opaque:
+                # No request line to go on at: not HTTP, or an upgraded connection.
+                copy.give_up("gap")
+            else:
+                copy.interrupt("gap", whole=not requests.in_message)
+        self.requests = RequestFramer()
+        self._joining = "gap"
+
+    @property
+    def within_request(self) -> bool:
+        """Whether the stream stands in the middle of a request."""
+        return not self.requests.opaque and self.requests.in_message
+
+    def finish(self) -> None:
+        """The client sent FIN, or nothing more is known of it."""
+        self._drop_held()
+        for copy in self.copies:
+            copy.finish()
+
+    def reset(self) -> None:
+        """The client's connection was reset."""
+        self._drop_held()
+        for copy in self.copies:
+            copy.reset()
+
+    def cut(self, reason: str) -> None:
+        """Gopher stops in the middle of a request."""
+        self._drop_held()
+        for copy in self.copies:
+            copy.give_up(reason)
+            copy.finish()
+
+    def _drop_held(self) -> None:
+        if self._joining is not None:
+            self._skip(self._joining, len(self._held))
+            self._held = b""
+
+
+class Mirror:
+    """All flows of one capture and all upstreams.
+
+    Args:
+        config: what was asked for.
+        addresses: for each upstream of the config, its resolved addresses; empty for `dir`.
+        source: only its name and statistics are used here.
+        can_wait: the source is a file: it waits for slow upstreams as long as they make progress.
+
+    Raises:
+        UpstreamError: a directory cannot be used.
+    """
+
+    # Half of what the default ring was measured to hold at 20,000 packets/s is 0.5 s; see docs/ARCHITECTURE.md.
+    LIVE_CREDIT_S: Final = 0.5
+    LIVE_STALL_S: Final = 0.05
+    FILE_STALL_S: Final = 10.0
+    WAIT_SLICE_S: Final = 0.01
+
+    def __init__(
+        self, config: CaptureConfig, addresses: list[list[Address]], source: PacketSource, *, can_wait: bool
+    ) -> None:
+        self.config = config
+        self.hurry = False
+        """Set at the end: nothing is waited for any more."""
+        self.pump_task = PumpTask(self._decide)
+        self.reassembler = Reassembler(
+            config.source.ports,
+            both_directions=config.source.responses,
+            max_flows=config.reassembly.max_flows,
+            flow_memory_bytes=config.reassembly.flow_memory_bytes,
+            total_memory_bytes=config.reassembly.total_memory_bytes,
+            gap_timeout_s=config.reassembly.gap_timeout_s,
+            idle_timeout_s=config.reassembly.idle_timeout_s,
+            overlap=config.reassembly.overlap,
+        )
+        self._source = source
+        self._started = datetime.now(timezone.utc)
+        self._started_s = trio.current_time()
+        total = Budget(config.mirror.total_memory_bytes)
+        self.upstreams: list[Upstream] = [
+            DirectoryUpstream(upstream, config.mirror, total)
+            if upstream.scheme == "dir"
+            else TcpUpstream(upstream, config.mirror, total, found, self.pump_task.pump)
+            for upstream, found in zip(config.mirror.upstreams, addresses, strict=True)
+        ]
+        credit_s = None if can_wait else self.LIVE_CREDIT_S
+        stall_s = self.FILE_STALL_S if can_wait else self.LIVE_STALL_S
+        self._patience = {upstream: Patience(credit_s, stall_s) for upstream in self.upstreams}
+        self._open: set[MirroredStream] = set()
+        self._received_bytes = 0
+        self._streams = 0
+        self._not_joined = 0
+        self._joined = 0
+        self._sampled_out = 0
+
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    async def handle(self, events: Iterable[Event]) -> None:
+        """Act on events in their order. Waits only for upstreams that cannot keep up; else no checkpoint.
+
+        Must not be cancelled in the middle: shield it.
+        """
+        for event in events:
+            kind = type(event)
+            if kind is StreamData:
+                if event.direction == CLIENT_TO_SERVER:
+                    stream = event.flow.context
+                    if stream is None:
+                        stream = self._open_stream(event.flow)
+                    data = event.data
+                    self._received_bytes += len(data)
+                    full = stream.write(data)
+                    if full is not None:
+                        for copy, over in full:
+                            await self._make_room(copy, over)
+            elif kind is StreamGap:
+                if event.direction == CLIENT_TO_SERVER:
+                    stream = event.flow.context
+                    if stream is None:
+                        stream = self._open_stream(event.flow)
+                    stream.gap()
+            elif kind is StreamEnded:
+                if event.direction == CLIENT_TO_SERVER:
+                    self._close_stream(event.flow, "fin")
+            elif kind is FlowOpened:
+                if not self._sampled(event.flow):
+                    self._sampled_out += 1
+                    self.reassembler.ignore(event.flow)
+            elif kind is FlowClosed:
+                self._close_stream(event.flow, event.reason)
+
+    def _sampled(self, flow: Flow) -> bool:
+        ratio = self.config.mirror.sample_ratio
+        if ratio >= 1:
+            return True
+        # By client address, so that all connections of a client are in or out, on every gopher alike.
+        digest = hashlib.blake2b(flow.client[0].encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < ratio * 2**64
+
+    def _open_stream(self, flow: Flow) -> MirroredStream:
+        given_up = "max_connections" if len(self._open) >= self.config.mirror.max_connections else None
+        name = "{}.{}-{}.{}".format(*flow.client, *flow.server)
+        copies = [StreamCopy(upstream, name, given_up) for upstream in self.upstreams]
+        stream = MirroredStream(copies, midway=not flow.began_with_syn)
+        flow.context = stream
+        self._open.add(stream)
+        self._streams += 1
+        return stream
+
+    def _close_stream(self, flow: Flow, reason: str) -> None:
+        stream = flow.context
+        # A client that reset its connection after its FIN has nothing more to say.
+        if stream is None or stream not in self._open:
+            return
+        self._retire(stream)
+        if reason == "rst":
+            stream.reset()
+        else:
+            stream.finish()
+
+    def _retire(self, stream: MirroredStream) -> None:
+        self._open.remove(stream)
+        self._joined += stream.midway and stream.joined
+        self._not_joined += not stream.joined
+
+    def _decide(self, connection: Connection, outcome: int) -> None:
+        connection.owner.upstream.outcome(connection, outcome)
+
+    async def _make_room(self, copy: StreamCopy, over: str) -> None:
+        patience = self._patience[copy.upstream]
+        connection = copy.connection
+        if connection is None:
+            return
+        progress_at_s = now_s = trio.current_time()
+        sent = connection.sent
+        # Down to half, so that the next run does not wait again at once.
+        room = self.config.mirror.connection_memory_bytes // 2
+        while copy.connection is connection and connection.queued > room:
+            if self.hurry or not patience.permits(now_s, progress_at_s):
+                copy.give_up(over)
+                return
+            await self.pump_task.wait_served(self.WAIT_SLICE_S)
+            before_s, now_s = now_s, trio.current_time()
+            patience.spend(now_s - before_s)
+            if connection.sent != sent:
+                sent = connection.sent
+                progress_at_s = now_s
+
+    # -- time and end ----------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Apply the upstreams' time-outs."""
+        now_s = trio.current_time()
+        for upstream in self.upstreams:
+            upstream.tick(now_s)
+
+    def stop(self, *, cut: bool) -> None:
+        """Intake is over: end every stream that is still open.
+
+        Args:
+            cut: the streams go on, only gopher does not look any more: one that stands within a request is reset.
+                Otherwise (end of a file) there are no more bytes to come.
+        """
+        for stream in list(self._open):
+            self._retire(stream)
+            if cut and stream.within_request:
+                stream.cut("drain")
+            else:
+                stream.finish()
+
+    @property
+    def idle(self) -> bool:
+        """Whether every captured connection is settled."""
+        return not self._open and all(upstream.connections_pending == 0 for upstream in self.upstreams)
+
+    def abort(self) -> None:
+        """The time to drain is over."""
+        for upstream in self.upstreams:
+            upstream.abort("drain")
+
+    # -- accounts --------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> AccountsReport:
+        """The accounts as they stand now."""
+        source = self._source.statistics()
+        flows = self.reassembler.statistics()
+        held = sum(stream.held_bytes for stream in self._open)
+        not_joined = self._not_joined + sum(not stream.joined for stream in self._open)
+        joined = self._joined + sum(stream.midway and stream.joined for stream in self._open)
+        mirrored = self._streams - not_joined
+        ignored = {
+            "sampled_out": self._sampled_out,
+            "not_joined": not_joined,
+            "no_data": flows.flows_seen - self._streams - self._sampled_out,
+        }
+        return AccountsReport(
+            version=gopher.__version__,
+            source=self._source.name,
+            started_at=self._started.isoformat(timespec="seconds"),
+            duration_s=trio.current_time() - self._started_s,
+            packets={
+                "received": source.received,
+                "dropped_by_kernel": source.dropped_by_kernel,
+                "dropped_by_interface": source.dropped_by_interface,
+                "processed": flows.packets,
+                "not_tcp": flows.packets_not_tcp,
+                "other_port": flows.packets_other_port,
+                "malformed": flows.packets_malformed,
+                "truncated": flows.packets_truncated,
+                "out_of_order": flows.segments_out_of_order,
+                "out_of_window": flows.segments_out_of_window,
+                "overlaps_differing": flows.overlaps_differing,
+                "retransmitted_bytes": flows.retransmitted_bytes,
+            },
+            connections={
+                "seen": flows.flows_seen,
+                "mirrored": mirrored,
+                "joined": joined,
+                "open": len(self._open),
+                "ignored": sum(ignored.values()),
+                "ignored_by_reason": ignored,
+            },
+            bytes={
+                "captured": self._received_bytes - held,
+                "responses": flows.data_bytes[SERVER_TO_CLIENT],
+                "held": flows.held_bytes + held,
+            },
+            gaps={"count": flows.gaps, "bytes": flows.gap_bytes},
+            upstreams=tuple(upstream.account() for upstream in self.upstreams),
+        )

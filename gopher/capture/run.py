@@ -1,0 +1,238 @@
+"""Capture mode as a program: opens the source, runs the mirror's tasks, ends in order.
+
+Owns the nursery. The tasks are: intake (source, reassembler, mirror), the pump, time-outs, signals, and the status
+line. They share one thread; intake and time-outs take turns through a lock because both produce events of flows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gopher.capture.mirror import Mirror
+from gopher.capture.pcapfile import CaptureWriter
+from gopher.capture.source import FileSource, open_source
+from gopher.capture.upstream import Address, resolve
+from gopher.errors import ConfigError
+from gopher.observe.report import to_table, write_report
+from gopher.observe.terminal import status_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gopher.capture.source import PacketSource
+    from gopher.config import CaptureConfig
+
+__all__ = ["run_capture"]
+
+TICK_S: Final = 0.25
+# Beside one descriptor for each mirrored connection and upstream.
+SPARE_DESCRIPTORS: Final = 256
+
+
+async def run_capture(config: CaptureConfig) -> int:
+    """Mirror until the source ends, `duration_s` is over, or SIGTERM or SIGINT comes; then drain and report.
+
+    Prints the ready line, warnings and the final table to stderr.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        GopherError: something the user or the administrator has to mend.
+    """
+    addresses = [await resolve(upstream) if upstream.scheme == "tcp" else [] for upstream in config.mirror.upstreams]
+    flat = [address for found in addresses for address in found]
+    if config.source.read_path is None:
+        _refuse_self(config, flat)
+    _raise_descriptor_limit(config.mirror.max_connections * len(config.mirror.upstreams) + SPARE_DESCRIPTORS)
+    source = open_source(config.source, [(address.host, address.port) for address in flat])
+    with contextlib.closing(source):
+        return await _Run(config, source, addresses).run()
+
+
+def _refuse_self(config: CaptureConfig, addresses: list[Address]) -> None:
+    """Refuse an upstream that is the captured server itself: production would get its own traffic again."""
+    listeners = _wildcard_listeners()
+    for address in addresses:
+        if address.port not in config.source.ports or not _is_local(address):
+            continue
+        # A server that listens on every address of this machine also answers on this one. One that listens on single
+        # addresses leaves room for a shadow beside it.
+        if address.port in listeners:
+            where = f"[{address.host}]" if ":" in address.host else address.host
+            raise ConfigError(
+                f"upstream {where}:{address.port} is the captured server itself: it would get its own traffic again",
+                hint="give the shadow another port or another machine",
+            )
+
+
+def _is_local(address: Address) -> bool:
+    with socket.socket(address.family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address.host, 0))
+        except OSError:
+            return False
+        return True
+
+
+def _wildcard_listeners() -> set[int]:
+    """Ports that some server of this machine listens on for all addresses (proc(5), /proc/net/tcp)."""
+    ports = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                local, state = line.split()[1], line.split()[3]
+                address, _, port = local.partition(":")
+                if state == "0A" and not address.strip("0"):
+                    ports.add(int(port, 16))
+    return ports
+
+
+def _raise_descriptor_limit(needed: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        reachable = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, reachable), hard))
+
+
+class _Run:
+    def __init__(self, config: CaptureConfig, source: PacketSource, addresses: list[list[Address]]) -> None:
+        self._config = config
+        self._source = source
+        self._from_file = isinstance(source, FileSource)
+        self._mirror = Mirror(config, addresses, source, can_wait=self._from_file)
+        self._turn = trio.Lock()
+        self._intake_scope = trio.CancelScope()
+        self._drain_scope = trio.CancelScope()
+
+    async def run(self) -> int:
+        config = self._config
+        with contextlib.ExitStack() as closing:
+            write = None
+            if config.write_path is not None:
+                writer = CaptureWriter(config.write_path, self._source.datalink())
+                closing.callback(writer.close)
+                write = writer.write
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._signals)
+                nursery.start_soon(self._mirror.pump_task.run)
+                nursery.start_soon(self._ticks)
+                if config.stats_interval_s is not None:
+                    nursery.start_soon(self._status, config.stats_interval_s)
+                self._say(self._ready_line())
+                await self._intake(write)
+                await self._drain()
+                nursery.cancel_scope.cancel()
+        self._warn_truncated()
+        self._report()
+        return 0
+
+    # -- intake ----------------------------------------------------------------------------------------------------
+
+    async def _intake(self, write: Callable[..., None] | None) -> None:
+        source, mirror = self._source, self._mirror
+        feed = mirror.reassembler.feed
+        if self._config.duration_s is not None:
+            self._intake_scope.deadline = trio.current_time() + self._config.duration_s
+        with self._intake_scope:
+            while not source.finished:
+                await source.wait_readable()
+                while True:
+                    batch = source.next_batch()
+                    if not batch.index:
+                        break
+                    if write is not None:
+                        write(batch)
+                    # Taking the lock is also the checkpoint that lets the pump drain answers.
+                    async with self._turn:
+                        # Half of a batch's events must not be forgotten: they are accounts.
+                        with trio.CancelScope(shield=True):
+                            await mirror.handle(feed(batch))
+        # The end of a file is the end of its streams; a stopped capture only looks away.
+        cut = not (self._from_file and source.finished)
+        async with self._turn:
+            await mirror.handle(mirror.reassembler.flush())
+            mirror.stop(cut=cut)
+
+    async def _ticks(self) -> None:
+        while True:
+            await trio.sleep(TICK_S)
+            self._mirror.tick()
+            if not self._from_file:
+                async with self._turn:
+                    with trio.CancelScope(shield=True):
+                        await self._mirror.handle(self._mirror.reassembler.expire(time.time_ns()))
+
+    # -- end -------------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        mirror = self._mirror
+        # What a file held is delivered however long the upstreams take to answer, up to their linger time; a stopped
+        # capture has --drain.
+        if not (self._from_file and self._source.finished):
+            self._drain_scope.deadline = trio.current_time() + self._config.drain_s
+        with self._drain_scope:
+            while not mirror.idle:
+                await mirror.pump_task.wait_served(TICK_S)
+        mirror.abort()
+
+    async def _signals(self, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as received:
+            task_status.started()
+            async for number in received:
+                if number == signal.SIGUSR1:
+                    self._print_table()
+                elif self._mirror.hurry:
+                    self._drain_scope.cancel()
+                else:
+                    self._mirror.hurry = True
+                    self._intake_scope.cancel()
+                    self._drain_scope.deadline = trio.current_time() + self._config.drain_s
+
+    # -- words -----------------------------------------------------------------------------------------------------
+
+    def _say(self, line: str) -> None:
+        if self._config.verbosity >= 0:
+            print(f"gopher: {line}", file=sys.stderr, flush=True)
+
+    def _ready_line(self) -> str:
+        source, upstreams = self._config.source, len(self._config.mirror.upstreams)
+        doing = "reading" if self._from_file else "capturing on"
+        ports = ",".join(map(str, source.ports))
+        port = "ports" if len(source.ports) > 1 else "port"
+        plural = "" if upstreams == 1 else "s"
+        return f"{doing} {self._source.name}, tcp {port} {ports}, to {upstreams} upstream{plural}"
+
+    async def _status(self, interval_s: float) -> None:
+        previous = self._mirror.snapshot()
+        while True:
+            await trio.sleep(interval_s)
+            current = self._mirror.snapshot()
+            self._say(status_line(previous, current))
+            previous = current
+
+    def _print_table(self) -> None:
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(to_table(self._mirror.snapshot(), width), file=sys.stderr, flush=True)
+
+    def _warn_truncated(self) -> None:
+        if self._source.truncated:
+            self._say(f"warning: {self._source.name} ends in the middle of a packet; mirrored up to the last whole one")
+
+    def _report(self) -> None:
+        if self._config.verbosity >= 0:
+            self._print_table()
+        if self._config.report_path is not None:
+            write_report(self._mirror.snapshot(), self._config.report_path)

@@ -1,0 +1,363 @@
+"""Where packets come from: a network device or a capture file, with one face.
+
+First stage of capture mode: it gives batches to the reassembler, and knows nothing of flows. `DeviceSource` stands on
+libpcap through pcapy-ng, `FileSource` on `gopher.capture.pcapfile`. Giving a batch never blocks on the network; the
+waiting is done in `wait_readable`, by Trio.
+
+How pcapy-ng 2.1 is used, and why: a blocking handle would not return on a quiet link whatever its time-out, so handles
+are non-blocking and Trio watches their descriptor. `activate()` returns its error. `setfilter()` leaks the old program,
+so it is called when a source is opened and never again. A closed or never activated handle is not touched.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import pcapy  # type: ignore[import-not-found]  # a C extension without stubs
+import trio
+
+from gopher._fastpath import Batch
+from gopher.capture.bpf import capture_filter
+from gopher.capture.pcapfile import CaptureFile, CaptureWriter
+from gopher.errors import CaptureError, CapturePermissionError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gopher.config import SourceConfig
+
+__all__ = ["DeviceSource", "FileSource", "PacketSource", "SourceStatistics", "open_source"]
+
+# A batch should stay in the second-level cache from copying to reassembling. Of small packets 256 at once cost as
+# little per packet as more do; of 64 KiB packets 16 are enough.
+_BATCH_BYTES: Final = 1 << 20
+_BATCH_PACKETS: Final = 256
+_BATCH_PACKETS_MINIMUM: Final = 16
+
+# What a compiled filter returns for a packet it takes, and the netmask that only `ip broadcast` asks for.
+_COMPILE_SNAPLEN_BYTES: Final = 262_144
+_NETMASK_UNKNOWN: Final = 0xFFFF_FFFF
+
+_INDEX_RECORD: Final = struct.Struct("=IIII")
+
+# <linux/if_packet.h>; the socket module has neither.
+_SOL_PACKET: Final = 263
+_PACKET_IGNORE_OUTGOING: Final = 23
+
+# <pcap/pcap.h>
+_PCAP_ERROR_NO_SUCH_DEVICE: Final = -5
+_PCAP_ERROR_PERM_DENIED: Final = -8
+_PCAP_ERROR_IFACE_NOT_UP: Final = -9
+
+# Link types whose number in files differs from the one libpcap's compiler takes.
+_DLT_OF_LINKTYPE: Final = {101: pcapy.DLT_RAW}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatistics:
+    """Packets since the source was opened."""
+
+    received: int
+    """Passed the filter, those dropped since included. On `any`, packets from this host to itself by way of another
+    address than the loopback ones count twice, though they come once."""
+    dropped_by_kernel: int
+    """Came while the ring was full."""
+    dropped_by_interface: int
+    """Given up by the device or its driver, of any traffic."""
+
+
+class PacketSource(Protocol):
+    """What the mirror needs of a source. Not for use by several tasks at once."""
+
+    @property
+    def name(self) -> str:
+        """The device or file, as the user wrote it."""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing will come any more."""
+
+    @property
+    def truncated(self) -> bool:
+        """The source has ended in the middle of a packet."""
+
+    def datalink(self) -> int:
+        """The link type of the packets: of all for a device, of the next one for a file."""
+
+    async def wait_readable(self) -> None:
+        """Wait until `next_batch` may have something. Checkpoint: always. Wakes up without reason now and then."""
+
+    def next_batch(self) -> Batch:
+        """Give up to 256 packets; an empty index means nothing now.
+
+        Raises:
+            CaptureError: the source broke. Close it.
+        """
+
+    def statistics(self) -> SourceStatistics:
+        """Give the counters so far; after `close` those at the close."""
+
+    def close(self) -> None:
+        """Release the source. Not while a task waits for it. May be called twice."""
+
+
+def open_source(config: SourceConfig, excluded: Sequence[tuple[str, int]]) -> PacketSource:
+    """Open what `config` asks for: its file if it has one, else its device. Arguments and errors are theirs."""
+    if config.read_path is not None:
+        return FileSource(config)
+    return DeviceSource(config, excluded)
+
+
+class DeviceSource:
+    """Live packets of a network device, through the kernel's ring and filter.
+
+    A single device is put into promiscuous mode, as packets on a bridge or a mirror port are addressed to others; `any`
+    has no such mode.
+
+    Args:
+        config: all but read_path and speed.
+        excluded: numeric (address, port) of the upstreams, whose connections are not captured.
+
+    Raises:
+        CapturePermissionError: the process may not capture.
+        CaptureError: the device does not exist or cannot be captured on.
+        ConfigError: `config.filter` does not compile.
+    """
+
+    finished: Final = False
+    truncated: Final = False
+
+    def __init__(self, config: SourceConfig, excluded: Sequence[tuple[str, int]]) -> None:
+        self.name = config.interface
+        self._reader = _activate(config)
+        try:
+            self._reader.setnonblock(1)
+            if config.interface == "lo":
+                _ignore_outgoing(self._reader.getfd())
+            _set_filter(self._reader, config, excluded)
+            # Before the filter was in place everything was counted, and dropped if need be.
+            self._last_counters = self._reader.stats()
+        except BaseException:
+            self._reader.close()
+            raise
+        self._totals = [0, 0, 0]
+        self._linktype: int = self._reader.datalink()
+        self._batch_packets = _BATCH_PACKETS_MINIMUM
+        self._closed = False
+
+    def datalink(self) -> int:
+        """See `PacketSource`."""
+        return self._linktype
+
+    async def wait_readable(self) -> None:
+        """See `PacketSource`. The kernel wakes us when a block is full or `wakeup_ms` old, and not on a quiet link."""
+        await trio.lowlevel.wait_readable(self._reader.getfd())
+
+    def next_batch(self) -> Batch:
+        """See `PacketSource`."""
+        try:
+            data, index = self._reader.next_batch(self._batch_packets)
+        except pcapy.PcapError as exc:
+            raise CaptureError(f"capturing on {self.name} failed: {exc}") from exc
+        if index:
+            mean_bytes = 1 + len(data) * _INDEX_RECORD.size // len(index)
+            self._batch_packets = max(_BATCH_PACKETS_MINIMUM, min(_BATCH_BYTES // mean_bytes, _BATCH_PACKETS))
+        return Batch(data, index, self._linktype)
+
+    def statistics(self) -> SourceStatistics:
+        """See `PacketSource`. To be asked at least once in 4 billion packets: libpcap's counters have 32 bits."""
+        if not self._closed:
+            counters = self._reader.stats()
+            for i, (now, last) in enumerate(zip(counters, self._last_counters, strict=True)):
+                self._totals[i] += (now - last) & 0xFFFF_FFFF
+            self._last_counters = counters
+        return SourceStatistics(*self._totals)
+
+    def close(self) -> None:
+        """See `PacketSource`."""
+        if not self._closed:
+            self.statistics()
+            self._closed = True
+            self._reader.close()
+
+
+def _activate(config: SourceConfig) -> Any:
+    reader = pcapy.create(config.interface)
+    reader.set_snaplen(config.snaplen_bytes)
+    reader.set_timeout(config.wakeup_ms)
+    reader.set_buffer_size(config.ring_bytes)
+    reader.set_promisc(config.interface != "any")
+    status = reader.activate()
+    if status >= 0:  # above 0: warnings
+        return reader
+    if status == _PCAP_ERROR_NO_SUCH_DEVICE:
+        devices = ", ".join(["any", *(name for _, name in socket.if_nameindex())])
+        raise CaptureError(f"there is no network device {config.interface}", hint=f"there are: {devices}")
+    if status == _PCAP_ERROR_PERM_DENIED:
+        raise CapturePermissionError(
+            f"not permitted to capture on {config.interface}",
+            hint=f"run as root, or once: setcap cap_net_raw+ep {os.path.realpath(sys.executable)}",
+        )
+    if status == _PCAP_ERROR_IFACE_NOT_UP:
+        raise CaptureError(f"the network device {config.interface} is down", hint=f"ip link set {config.interface} up")
+    raise CaptureError(f"libpcap cannot capture on {config.interface} (error {status})")
+
+
+def _ignore_outgoing(descriptor: int) -> None:
+    """Keep the copies of packets that leave through `lo` out of the ring; each also comes as it arrives."""
+    with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+        try:
+            duplicate.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+        except OSError:
+            # Linux before 4.20: libpcap drops these copies later, and only the ring and the counters differ.
+            return
+
+
+def _set_filter(reader: Any, config: SourceConfig, excluded: Sequence[tuple[str, int]]) -> None:
+    if config.filter.strip():
+        # By itself first: errors then speak of what the user wrote, and "tcp) or (udp" cannot get out of its
+        # parentheses.
+        try:
+            reader.setfilter(config.filter)
+        except pcapy.PcapError as exc:
+            raise _filter_error(config.filter, exc) from exc
+    try:
+        reader.setfilter(capture_filter(config, excluded, interface=config.interface))
+    except pcapy.PcapError as exc:
+        if config.filter.strip():
+            ports = ", ".join(map(str, config.ports))
+            raise ConfigError(f"filter {config.filter!r} leaves nothing of TCP port {ports}: {exc}") from exc
+        raise CaptureError(f"TCP cannot be captured on {config.interface}: {exc}") from exc
+
+
+def _filter_error(expression: str, reason: Exception) -> ConfigError:
+    return ConfigError(f"filter {expression!r} does not compile: {reason}", hint="man 7 pcap-filter has the language")
+
+
+class FileSource:
+    """The packets of a capture file, as fast as asked or at a multiple of their original pace.
+
+    Only `config.filter` is applied; the reassembler looks at the ports. Reading blocks for as long as the disk takes
+    for 1 MiB. The first packets are read at once, so that a file that is no capture is found out here.
+
+    Args:
+        config: read_path (which must be set), speed, filter.
+
+    Raises:
+        CaptureError: the file cannot be read or is not a capture.
+        ConfigError: `config.filter` does not compile for a link type of the file; `next_batch` may raise it too.
+    """
+
+    def __init__(self, config: SourceConfig) -> None:
+        if config.read_path is None:
+            raise ValueError("config.read_path is not set")
+        self.name = config.read_path
+        self._speed = config.speed
+        self._filter = config.filter.strip()
+        self._programs: dict[int, Any] = {}
+        self._received = 0
+        self._start: tuple[float, float] | None = None  # Trio's clock and the packets', at the first packet
+        self._file = CaptureFile(self.name)
+        try:
+            first = self._file.next_batch(_BATCH_PACKETS)
+            self.finished = first is None
+            self._rest = self._matching(first or Batch(b"", b"", pcapy.DLT_EN10MB))
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def truncated(self) -> bool:
+        """See `PacketSource`. Final once the source has finished."""
+        return self._file.truncated
+
+    def datalink(self) -> int:
+        """See `PacketSource`. Ethernet for a file without packets."""
+        return self._rest.linktype
+
+    async def wait_readable(self) -> None:
+        """See `PacketSource`."""
+        if self._speed is None or not self._rest.index:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.sleep_until(self._due(*_INDEX_RECORD.unpack_from(self._rest.index)[:2]))
+
+    def next_batch(self) -> Batch:
+        """See `PacketSource`."""
+        if not self._rest.index and not self.finished:
+            batch = self._file.next_batch(_BATCH_PACKETS)
+            self.finished = batch is None
+            if batch is not None:
+                self._rest = self._matching(batch)
+        index = self._rest.index
+        ready_bytes = len(index) if self._speed is None else self._due_records() * _INDEX_RECORD.size
+        self._rest = self._rest._replace(index=index[ready_bytes:])
+        self._received += ready_bytes // _INDEX_RECORD.size
+        return self._rest._replace(index=index[:ready_bytes])
+
+    def statistics(self) -> SourceStatistics:
+        """See `PacketSource`."""
+        return SourceStatistics(self._received, 0, 0)
+
+    def close(self) -> None:
+        """See `PacketSource`."""
+        self._file.close()
+
+    def _due(self, seconds: int, microseconds: int) -> float:
+        """When a packet's turn comes, by Trio's clock."""
+        assert self._speed is not None
+        captured_at = seconds + microseconds / 1e6
+        if self._start is None:
+            self._start = (trio.current_time(), captured_at)
+        started_at, first_captured_at = self._start
+        return started_at + (captured_at - first_captured_at) / self._speed
+
+    def _due_records(self) -> int:
+        """How many packets' turn has come. A time stamp that goes back does not wait."""
+        now = trio.current_time()
+        count = 0
+        for seconds, microseconds, _, _ in _INDEX_RECORD.iter_unpack(self._rest.index):
+            if self._due(seconds, microseconds) > now:
+                break
+            count += 1
+        return count
+
+    def _matching(self, batch: Batch) -> Batch:
+        if not self._filter:
+            return batch
+        program = self._programs.get(batch.linktype)
+        if program is None:
+            program = self._programs[batch.linktype] = _compile(self._filter, batch.linktype)
+        data, index = batch.data, batch.index
+        kept = [
+            index[at : at + _INDEX_RECORD.size]
+            for at in range(0, len(index), _INDEX_RECORD.size)
+            if program.filter(_packet(data, index, at))
+        ]
+        return batch._replace(index=b"".join(kept))
+
+
+def _packet(data: bytes, index: bytes, at: int) -> bytes:
+    _, _, offset, captured = _INDEX_RECORD.unpack_from(index, at)
+    return data[offset : offset + captured]
+
+
+def _compile(expression: str, linktype: int) -> Any:
+    # pcapy.compile() takes the reason of an error from memory it has freed. A reader gets it right, but needs a file.
+    with tempfile.NamedTemporaryFile() as empty:
+        CaptureWriter(empty.name, linktype).close()
+        reader = pcapy.open_offline(empty.name)
+    try:
+        reader.setfilter(expression)
+    except pcapy.PcapError as exc:
+        raise _filter_error(expression, exc) from exc
+    finally:
+        reader.close()
+    dlt = _DLT_OF_LINKTYPE.get(linktype, linktype)
+    return pcapy.compile(dlt, _COMPILE_SNAPLEN_BYTES, expression, 1, _NETMASK_UNKNOWN)

@@ -1,0 +1,524 @@
+"""The `gopher` command: arguments -> `CaptureConfig` -> `trio.run`, and the exit status.
+
+`parse` is pure: no file, no name resolution, no output but that of `--help` and `--version`. `main` is the only place
+that prints errors and that unpacks exception groups. The default of every option is that of the field it sets in
+`gopher.config`: an option that was not given is not passed on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import ipaddress
+import math
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
+
+from gopher import __version__
+from gopher.config import (
+    MIB,
+    CaptureConfig,
+    MirrorConfig,
+    OverlapPolicy,
+    ReassemblyConfig,
+    SourceConfig,
+    UpstreamConfig,
+)
+from gopher.errors import ConfigError, GopherError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["main", "parse"]
+
+EXAMPLE: Final = "gopher --mode=capture --port=80 --upstream=machineB:1080"
+
+EXIT_INTERRUPTED: Final = 130
+"""What a shell reports for a program that SIGINT ended."""
+
+USAGE: Final = "gopher -c -p PORT -u UPSTREAM [-u UPSTREAM ...] [option ...]"
+
+DESCRIPTION: Final = """\
+Mirror live TCP traffic: what clients send to a port of this machine also goes to
+each upstream, on a connection of its own per client connection. Gopher only
+listens; the server on that port notices nothing.
+"""
+
+EPILOG: Final = """\
+UPSTREAM is one of
+  HOST[:PORT]          host name or IPv4 address; without PORT, the captured port
+  [ADDRESS][:PORT]     IPv6 address
+  tcp://HOST[:PORT]    the same, as a URL
+  dir:PATH             each client's stream into a file of this directory
+
+SIZE is bytes, or has a unit: 512k, 64M, 1GiB (powers of 1024).
+
+examples:
+  gopher --mode=capture --port=80 --upstream=machineB:1080
+  gopher -c -p 80 -u machineB:3280 -u machineC:3280 -u machineD
+  gopher -c -i eth0 -p 80,8080 -u staging:80 --sample 10% --report accounts.json
+  gopher -c -p 80 --read monday.pcap --speed max -u dir:streams
+
+exit status:
+  0 finished, 1 failed while running, 2 wrong usage, 77 not permitted to capture
+
+SIGTERM and SIGINT stop taking in and deliver what is pending; a second one exits
+at once. SIGUSR1 prints the accounts.
+"""
+
+_STAGES: Final[dict[str, type]] = {
+    "source": SourceConfig,
+    "reassembly": ReassemblyConfig,
+    "mirror": MirrorConfig,
+    "run": CaptureConfig,
+}
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": MIB, "g": 1 << 30}
+# Thirty years: as nanoseconds still a 64-bit number.
+_MAX_SECONDS: Final = 1e9
+# set_buffer_size() of libpcap takes a C int; the kernel's ring is made of 256 KiB blocks, and one is no ring.
+_RING_MIN_BYTES: Final = 512 << 10
+_RING_MAX_BYTES: Final = 2047 * MIB
+
+
+def parse(argv: Sequence[str]) -> CaptureConfig:
+    """Turn command-line arguments into a configuration.
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Raises:
+        ConfigError: an argument is unknown, malformed, out of range, missing, or not in this version.
+        SystemExit: `--help` or `--version` was given, and has been printed to stdout.
+    """
+    namespace, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        raise _unknown_argument(unknown[0])
+    given: dict[str, dict[str, Any]] = {stage: {} for stage in _STAGES}
+    for destination, value in vars(namespace).items():
+        stage, _, name = destination.rpartition(".")
+        if stage:
+            given[stage][name] = value
+
+    mode = getattr(namespace, "mode", None)
+    if mode is None:
+        raise ConfigError("the mode is missing: -c or --mode=capture", hint=f"for example: {EXAMPLE}")
+    if mode == "relay":
+        raise ConfigError("relay mode is not in this version yet", hint=f"what is: {EXAMPLE}")
+    source, mirror = given["source"], given["mirror"]
+    if "ports" not in source:
+        raise ConfigError("the port to capture is missing: -p/--port", hint=f"for example: {EXAMPLE}")
+    if "upstreams" not in mirror:
+        raise ConfigError("an upstream is missing: -u/--upstream", hint=f"for example: {EXAMPLE}")
+    if "speed" in source and "read_path" not in source:
+        raise ConfigError("--speed is for capture files only", hint="add --read FILE, or leave --speed out")
+    if "read_path" in source and source["read_path"] == given["run"].get("write_path"):
+        raise ConfigError(f"--write {source['read_path']} would overwrite the file that --read reads")
+
+    source["ports"] = tuple(dict.fromkeys(source["ports"]))
+    mirror["upstreams"] = tuple(_upstream(text, source["ports"]) for text in mirror["upstreams"])
+    return CaptureConfig(
+        source=SourceConfig(**source),
+        reassembly=ReassemblyConfig(**given["reassembly"]),
+        mirror=MirrorConfig(**mirror),
+        **given["run"],
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; `argv` defaults to the process's own arguments.
+
+    Returns:
+        The exit status: 0 finished, 1 failed while running, 2 wrong usage or configuration, 77 not permitted to
+        capture, 130 interrupted before or after the capture proper.
+
+    Raises:
+        SystemExit: after `--help` and `--version`.
+        Exception: a bug, with its traceback.
+    """
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        # Here, so that --help, --version and usage errors do not wait for it.
+        import trio
+
+        from gopher.capture.run import run_capture
+
+        return trio.run(run_capture, config)
+    except BaseException as error:
+        leaves = list(_leaves(error))
+        if not all(isinstance(leaf, (GopherError, KeyboardInterrupt)) for leaf in leaves):
+            raise
+        for leaf in leaves:
+            if isinstance(leaf, GopherError):
+                return _report_error(leaf)
+        return EXIT_INTERRUPTED
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # `gopher --help | head -1`: the interpreter flushes once more at its end, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_error(error: GopherError) -> int:
+    print(f"gopher: error: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"  hint: {error.hint}", file=sys.stderr)
+    return error.exit_status
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    # By the attribute, not the type: in Python 3.10 exception groups are no builtin.
+    nested = getattr(error, "exceptions", None)
+    if nested is None:
+        yield error
+    else:
+        for inner in nested:
+            yield from _leaves(inner)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message.removeprefix("argument "), hint="gopher --help explains the options")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gopher",
+        usage=USAGE,
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    required = parser.add_argument_group("what to do")
+    mode = required.add_mutually_exclusive_group()
+    mode.add_argument("-c", dest="mode", action="store_const", const="capture", help="the same as --mode=capture")
+    mode.add_argument("-r", dest="mode", action="store_const", const="relay", help="relay mode: not in this version")
+    mode.add_argument("--mode", type=_one_of("capture", "relay"), metavar="MODE", help="capture or relay")
+    _add(
+        required,
+        *("-p", "--port"),
+        to="source.ports",
+        action="extend",
+        type=_ports,
+        metavar="PORT[,PORT...]",
+        help="the server's TCP port; repeat it, or list several with commas",
+    )
+    _add(
+        required,
+        *("-u", "--upstream"),
+        to="mirror.upstreams",
+        action="append",
+        metavar="UPSTREAM",
+        help="where a copy goes; repeat it for several, see below",
+    )
+
+    source = parser.add_argument_group("source")
+    device = source.add_mutually_exclusive_group()
+    _add(device, "-i", "--interface", to="source.interface", metavar="DEVICE", help="network device to capture on")
+    _add(device, "--read", to="source.read_path", metavar="FILE", help="read a capture file instead of a device")
+    _add(
+        source,
+        "--speed",
+        to="source.speed",
+        type=_speed,
+        metavar="FACTOR",
+        help="for --read: 1.0 keeps the timing, 2.0 is twice as fast, max is as fast as the upstreams take it",
+    )
+    _add(source, "--filter", to="source.filter", metavar="BPF", help="one more condition on packets, like 'src net 10'")
+    _add(source, "--responses", to="source.responses", action="store_true", help="capture the server's answers too")
+    _add(source, "--write", to="run.write_path", metavar="FILE", help="keep what was captured in a pcap file")
+    _add(
+        source,
+        "--sample",
+        to="mirror.sample_ratio",
+        type=_ratio,
+        metavar="SHARE",
+        help="mirror only this share of the client addresses, each as a whole: 10%% or 0.1",
+    )
+    _add(
+        source,
+        "--ring",
+        to="source.ring_bytes",
+        type=_size(minimum=_RING_MIN_BYTES, maximum=_RING_MAX_BYTES),
+        metavar="SIZE",
+        help="the kernel's ring: what it can hold while gopher is busy",
+    )
+    source.add_argument(
+        "--low-latency",
+        dest="source.wakeup_ms",
+        action="store_const",
+        const=1,
+        help="wake up for packets every 1 ms instead of 10 ms, at the cost of CPU",
+    )
+
+    streams = parser.add_argument_group("streams")
+    _add(
+        streams,
+        "--gap-timeout",
+        to="reassembly.gap_timeout_s",
+        type=_seconds(positive=True),
+        metavar="SECONDS",
+        help="how long to wait for a packet that the capture may have missed",
+    )
+    policies = get_args(OverlapPolicy)
+    _add(
+        streams,
+        "--overlap",
+        to="reassembly.overlap",
+        type=_one_of(*policies),
+        metavar="POLICY",
+        help=f"whose rules decide when the same bytes come twice and differ: {', '.join(policies)}",
+    )
+
+    upstream = parser.add_argument_group("upstream connections")
+    for option, field, help_text, positive in (
+        ("--linger", "linger_s", "how long an upstream may take to answer after the client has gone", False),
+        ("--connect-timeout", "connect_timeout_s", "how long an upstream may take to accept a connection", True),
+    ):
+        _add(
+            upstream, option, to=f"mirror.{field}", type=_seconds(positive=positive), metavar="SECONDS", help=help_text
+        )
+    _add(
+        upstream,
+        "--max-connections",
+        to="mirror.max_connections",
+        type=_count,
+        metavar="NUMBER",
+        help="captured connections mirrored at once; one more is shed",
+    )
+    for option, field, help_text in (
+        ("--connection-memory", "connection_memory_bytes", "for one connection"),
+        ("--upstream-memory", "upstream_memory_bytes", "for one upstream"),
+        ("--total-memory", "total_memory_bytes", "in all"),
+    ):
+        _add(
+            upstream,
+            option,
+            to=f"mirror.{field}",
+            type=_size(minimum=1),
+            metavar="SIZE",
+            help=f"bytes that may be queued {help_text}; past it, connections are shed",
+        )
+
+    run = parser.add_argument_group("run")
+    _add(
+        run,
+        "--duration",
+        to="run.duration_s",
+        type=_seconds(positive=True),
+        metavar="SECONDS",
+        help="stop taking in after this long; without it, at SIGTERM, SIGINT or the end of the file",
+    )
+    _add(
+        run,
+        "--drain",
+        to="run.drain_s",
+        type=_seconds(positive=False),
+        metavar="SECONDS",
+        help="then go on delivering what is pending for at most this long",
+    )
+    _add(run, "--report", to="run.report_path", metavar="FILE", help="write the accounts at exit, as JSON")
+    _add(
+        run,
+        "--stats-interval",
+        to="run.stats_interval_s",
+        type=_seconds(positive=True),
+        metavar="SECONDS",
+        help="print a status line this often",
+    )
+    loudness = run.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "-v", "--verbose", dest="run.verbosity", action="count", help="say more; repeat it for still more"
+    )
+    loudness.add_argument(
+        "-q", "--quiet", dest="run.verbosity", action="store_const", const=-1, help="say nothing but errors"
+    )
+    run.add_argument("--version", action="version", version=f"gopher {__version__}", help="print the version and exit")
+    return parser
+
+
+def _add(group: argparse._ActionsContainer, *options: str, to: str, help: str, **settings: Any) -> None:
+    # `to` names the field of the configuration that the option sets; its default goes into the help.
+    stage, _, name = to.partition(".")
+    default = next(field.default for field in dataclasses.fields(_STAGES[stage]) if field.name == name)
+    if default not in (dataclasses.MISSING, None, "", False):
+        help = f"{help} (default: {_shown(name, default)})"
+    group.add_argument(*options, dest=to, help=help, **settings)
+
+
+def _shown(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return f"{value // MIB}M"
+    if name.endswith("_ratio"):
+        return f"{value:.0%}".replace("%", "%%")
+    if name.endswith("_s"):
+        return f"{value:g}"
+    return str(value)
+
+
+def _unknown_argument(argument: str) -> ConfigError:
+    if not argument.startswith("-"):
+        return ConfigError(
+            f"unexpected argument {argument!r}: every setting is an option", hint=f"for example: {EXAMPLE}"
+        )
+    option = argument.partition("=")[0]
+    options = [name for action in _parser()._actions for name in action.option_strings]
+    nearest = difflib.get_close_matches(option, options, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else "gopher --help lists the options"
+    return ConfigError(f"unknown option {option}", hint=hint)
+
+
+def _upstream(text: str, captured_ports: tuple[int, ...]) -> UpstreamConfig:
+    if text.startswith("dir:"):
+        path = text.removeprefix("dir:")
+        if not path:
+            raise _bad_upstream(text, "the directory is missing: dir:PATH")
+        return UpstreamConfig(name=text, scheme="dir", path=path)
+    scheme, separator, address = text.partition("://")
+    if not separator:
+        address = text
+    elif scheme in ("tls", "relay"):
+        raise _bad_upstream(text, f"{scheme}:// is not in this version yet")
+    elif scheme != "tcp":
+        raise _bad_upstream(text, f"{scheme}:// is not a kind of upstream")
+
+    # [v6], or whatever has no colon; then perhaps a port.
+    match = re.fullmatch(r"(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[^:]*))?", address)
+    if match is None:
+        if _is_ipv6(address):
+            raise _bad_upstream(text, f"an IPv6 address goes into brackets: [{address}]:PORT")
+        raise _bad_upstream(text, "it is not HOST[:PORT]")
+    host = match["v6"] if match["v6"] is not None else match["host"]
+    if match["v6"] is not None and not _is_ipv6(host):
+        raise _bad_upstream(text, f"{host!r} is not an IPv6 address")
+    if match["v6"] is None and not _is_host(host):
+        raise _bad_upstream(text, f"{host!r} is not a host name or an IPv4 address")
+    if match["port"] is not None:
+        try:
+            port = _port(match["port"])
+        except argparse.ArgumentTypeError as error:
+            raise _bad_upstream(text, str(error)) from error
+    elif len(captured_ports) == 1:
+        port = captured_ports[0]
+    else:
+        raise _bad_upstream(text, "with several captured ports it must name its own: HOST:PORT")
+    return UpstreamConfig(name=text, host=host, port=port)
+
+
+def _bad_upstream(text: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"-u/--upstream {text!r}: {reason}", hint="accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, dir:PATH"
+    )
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_host(text: str) -> bool:
+    if re.fullmatch(r"[0-9.]+", text):
+        try:
+            ipaddress.IPv4Address(text)
+        except ValueError:
+            return False
+        return True
+    # The encoding checks the lengths of the labels: name resolution raises UnicodeError for what it refuses.
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return re.fullmatch(r"[\w.-]+", text) is not None
+
+
+def _port(text: str) -> int:
+    port = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else 0
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535")
+    return port
+
+
+def _ports(text: str) -> list[int]:
+    return [_port(part.strip()) for part in text.split(",")]
+
+
+def _one_of(*accepted: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in accepted:
+            nearest = difflib.get_close_matches(text, accepted, n=1)
+            question = f" (did you mean {nearest[0]}?)" if nearest else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(accepted)}{question}")
+        return text
+
+    return convert
+
+
+def _number(text: str) -> float:
+    """NaN for whatever is no finite number, so that every comparison refuses it."""
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def _seconds(*, positive: bool) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        seconds = _number(text)
+        if not (0 <= seconds <= _MAX_SECONDS) or (positive and seconds == 0):
+            least = "above 0" if positive else "0 or more"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a time: seconds, {least}, like 2.5")
+        return seconds
+
+    return convert
+
+
+def _speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    speed = _number(text)
+    if not speed > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a speed: a number above 0, like 2.0, or max")
+    return speed
+
+
+def _ratio(text: str) -> float:
+    ratio = _number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 < ratio <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share: above 0% and at most 100%, like 10% or 0.1")
+    return ratio
+
+
+def _count(text: str) -> int:
+    if re.fullmatch(r"0*[1-9][0-9]{0,8}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of connections: 1 to 999999999")
+    return int(text)
+
+
+def _size(*, minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([kmg]?)(?:i?b)?", text, re.IGNORECASE | re.ASCII)
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a size: bytes, or a number with k, M or G, like 64M")
+        size = int(float(match[1]) * _UNITS[match[2].lower()])
+        if size < minimum or (maximum is not None and size > maximum):
+            limits = f"at least {_plain(minimum)}" + (f" and at most {_plain(maximum)}" if maximum else "")
+            raise argparse.ArgumentTypeError(f"{text!r} is out of range: {limits}")
+        return size
+
+    return convert
+
+
+def _plain(size: int) -> str:
+    for unit in ("g", "m", "k"):
+        if size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit.replace('m', 'M').replace('g', 'G')}"
+    return f"{size} bytes"

@@ -1,0 +1,136 @@
+"""The accounts: what was captured, and where every byte and connection of it ended.
+
+Frozen snapshots over the counters of the stages; no I/O. One law holds for each upstream at any time, for bytes and for
+connections: `captured = delivered + shed + pending`.
+
+* captured: bytes of the clients' streams, in order and once, that the reassembler gave out.
+* delivered: accepted by the upstream's TCP on a connection that was not cut short afterwards by gopher.
+* shed: given up on purpose, with a reason from `SHED_REASONS`.
+* pending: not decided yet: queued, or waiting for a connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["SHED_REASONS", "AccountsReport", "ConnectionAccount", "UpstreamAccount", "law_violations"]
+
+SHED_REASONS: dict[str, str] = {
+    "gap": "the capture missed bytes: the connection was reset, the rest skipped up to the next request",
+    "joined": "bytes of a connection that was open before the capture, up to its first request line",
+    "refused": "the upstream refused the connection, or is left alone for a moment after it did",
+    "unreachable": "no route to the upstream, or its name or address failed otherwise",
+    "connect_timeout": "the upstream did not accept the connection in time",
+    "reset": "the upstream reset the connection",
+    "closed": "the upstream closed the connection before the client did",
+    "connection_memory": "more was queued for one connection than allowed",
+    "upstream_memory": "more was queued for one upstream than allowed",
+    "total_memory": "more was queued for all upstreams than allowed",
+    "max_connections": "more connections were open at once than allowed",
+    "linger": "the client had gone and the upstream did not take the rest in time",
+    "client_reset": "the client reset its connection while bytes were still queued",
+    "drain": "still pending when the drain time at exit was over",
+    "no_descriptors": "the process ran out of file descriptors",
+    "write_failed": "a dir: upstream could not be written",
+}
+"""Every reason a byte or a connection can be shed for, with what it means to an operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionAccount:
+    """Captured connections of one upstream. captured = delivered + shed + pending."""
+
+    captured: int
+    delivered: int
+    """Over, and every byte of it was delivered."""
+    shed: int
+    """At least one byte of it was shed, or it never reached the upstream."""
+    pending: int
+    """Still open, nothing shed so far."""
+    shed_by_reason: dict[str, int] = field(default_factory=dict)
+    """By the first reason of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAccount:
+    """One upstream's bytes and connections."""
+
+    name: str
+    captured_bytes: int
+    delivered_bytes: int
+    shed_bytes: int
+    pending_bytes: int
+    shed: dict[str, int]
+    """Shed bytes by reason; its values sum to shed_bytes."""
+    connections: ConnectionAccount
+    dials: int
+    """Connections attempted: more than captured connections where streams were rejoined."""
+    response_bytes: int
+    """Answers read from the upstream and thrown away."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountsReport:
+    """One snapshot of a capturing gopher. `observe.report` turns it into JSON and a table."""
+
+    version: str
+    source: str
+    """Interface or file."""
+    started_at: str
+    """ISO 8601, UTC."""
+    duration_s: float
+    packets: dict[str, int]
+    """received, dropped_by_kernel, dropped_by_interface, not_tcp, other_port, malformed, truncated,
+    retransmitted_bytes, out_of_order, out_of_window, overlaps_differing."""
+    connections: dict[str, int | dict[str, int]]
+    """seen = mirrored + ignored; joined (of mirrored: joined in the middle); ignored_by_reason; open (now)."""
+    bytes: dict[str, int]
+    """captured (client to server), responses (server to client), held (out of order, waiting for a hole to fill)."""
+    gaps: dict[str, int]
+    """count, bytes."""
+    upstreams: tuple[UpstreamAccount, ...]
+
+
+def law_violations(report: AccountsReport) -> list[str]:
+    """Where the accounts do not add up, one sentence each; empty when they do.
+
+    For each upstream, in bytes and in connections: captured = delivered + shed + pending, what was shed is the sum of
+    what was shed by reason, every reason is one of `SHED_REASONS`, and no figure is negative.
+    """
+    return [
+        f"{upstream.name}: {violation}"
+        for upstream in report.upstreams
+        for violation in (
+            *_violations(
+                "bytes",
+                upstream.captured_bytes,
+                upstream.delivered_bytes,
+                upstream.shed_bytes,
+                upstream.pending_bytes,
+                upstream.shed,
+            ),
+            *_violations(
+                "connections",
+                upstream.connections.captured,
+                upstream.connections.delivered,
+                upstream.connections.shed,
+                upstream.connections.pending,
+                upstream.connections.shed_by_reason,
+            ),
+        )
+    ]
+
+
+def _violations(
+    unit: str, captured: int, delivered: int, shed: int, pending: int, by_reason: dict[str, int]
+) -> list[str]:
+    violations = []
+    if captured != delivered + shed + pending:
+        violations.append(f"{unit}: {captured} captured, but {delivered} delivered + {shed} shed + {pending} pending")
+    if shed != sum(by_reason.values()):
+        violations.append(f"{unit}: {shed} shed, but {sum(by_reason.values())} by reason")
+    # Without this a negative figure could hide behind one that is too large.
+    if min(captured, delivered, shed, pending, *by_reason.values()) < 0:
+        violations.append(f"{unit}: a figure is negative")
+    violations += [f"{unit}: {reason!r} is no known reason" for reason in by_reason if reason not in SHED_REASONS]
+    return violations

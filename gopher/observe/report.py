@@ -1,0 +1,142 @@
+"""The accounts as JSON for programs and as a table for people.
+
+A face over snapshots: it counts nothing, and judges them only by `law_violations`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import textwrap
+from typing import TYPE_CHECKING, Final
+
+from gopher.errors import GopherError
+from gopher.observe.accounts import SHED_REASONS, law_violations
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gopher.observe.accounts import AccountsReport, UpstreamAccount
+
+__all__ = ["to_json", "to_table", "write_report"]
+
+_LABEL_COLUMNS: Final = 22
+_BYTES_COLUMNS: Final = 18
+_CONNECTIONS_COLUMNS: Final = 13
+
+
+def to_json(report: AccountsReport) -> str:
+    """The fields of the report as one JSON object, and `accounts_add_up`: whether it obeys the accounts' law."""
+    fields = dataclasses.asdict(report)
+    fields["accounts_add_up"] = not law_violations(report)
+    return json.dumps(fields, indent=2) + "\n"
+
+
+def write_report(report: AccountsReport, path: str) -> None:
+    """Write `to_json` to a file, which at any time holds all of one report or all of the one before.
+
+    Raises:
+        GopherError: the file cannot be written; what was there before still is.
+    """
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            # A pipe or a device (/dev/stdout) is written to, not replaced by a file of its name.
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(to_json(report))
+        else:
+            _replace(os.path.realpath(path), to_json(report))
+    except OSError as error:
+        raise GopherError(
+            f"the report cannot be written to {path}: {error.strerror}", hint="name another file with --report"
+        ) from error
+
+
+def _replace(path: str, text: str) -> None:
+    temporary = f"{path}.{os.getpid()}.tmp"
+    # "x": in a directory that others may write to, a file of this name could be their link to one of ours.
+    with open(temporary, "x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def to_table(report: AccountsReport, width: int) -> str:
+    """The report for a person, its sentences wrapped at `width` columns (at least 40), without a newline at the end.
+
+    Packets and connections take a line each, every upstream a block, with what each reason for shedding means.
+    """
+    lines = [f"gopher {report.version}: {report.source}, {report.duration_s:.1f} s from {report.started_at}"]
+    lines += _wrap(f"packets      {_packets(report.packets)}", width, indent=13)
+    lines += _wrap(f"connections  {_connections(report.connections)}", width, indent=13)
+    lines += _wrap(f"streams      {_streams(report)}", width, indent=13)
+    for upstream in report.upstreams:
+        lines += ["", *_upstream_block(upstream, width)]
+    violations = law_violations(report)
+    lines += ["", "THE ACCOUNTS DO NOT ADD UP:" if violations else "captured = delivered + shed + pending: it adds up"]
+    lines += [f"  {violation}" for violation in violations]
+    return "\n".join(lines)
+
+
+def _counts(counts: Mapping[str, int | dict[str, int]]) -> str:
+    # Only what happened: a person looks for the figures that are not zero.
+    return ", ".join(
+        f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items() if isinstance(value, int) and value
+    )
+
+
+def _packets(packets: dict[str, int]) -> str:
+    always = {name: packets[name] for name in ("received", "dropped_by_kernel")}
+    rest = _counts({name: count for name, count in packets.items() if name not in always})
+    text = f"{always['received']:,} received, {always['dropped_by_kernel']:,} dropped by kernel"
+    return f"{text}, {rest}" if rest else text
+
+
+def _connections(connections: dict[str, int | dict[str, int]]) -> str:
+    text = f"{connections['seen']:,} seen, {connections['mirrored']:,} mirrored"
+    if connections["joined"]:
+        text += f" ({connections['joined']:,} joined in the middle)"
+    text += f", {connections['ignored']:,} ignored"
+    reasons = connections["ignored_by_reason"]
+    if isinstance(reasons, dict) and any(reasons.values()):
+        text += f" ({_counts(reasons)})"
+    return f"{text}, {connections['open']:,} open now"
+
+
+def _streams(report: AccountsReport) -> str:
+    text = f"{report.bytes['captured']:,} bytes captured"
+    if report.bytes["responses"]:
+        text += f", {report.bytes['responses']:,} bytes of responses"
+    if report.bytes["held"]:
+        text += f", {report.bytes['held']:,} bytes held"
+    return f"{text}; gaps: {report.gaps['count']:,} ({report.gaps['bytes']:,} bytes)"
+
+
+def _upstream_block(upstream: UpstreamAccount, width: int) -> list[str]:
+    ends = upstream.connections
+    lines = [
+        upstream.name,
+        f"{'':<{_LABEL_COLUMNS}}{'bytes':>{_BYTES_COLUMNS}}{'connections':>{_CONNECTIONS_COLUMNS}}",
+        _row("  captured", upstream.captured_bytes, ends.captured),
+        _row("  delivered", upstream.delivered_bytes, ends.delivered),
+        _row("  shed", upstream.shed_bytes, ends.shed),
+    ]
+    reasons = {*upstream.shed, *ends.shed_by_reason}
+    for reason in sorted(reasons, key=lambda reason: (-upstream.shed.get(reason, 0), reason)):
+        lines.append(_row(f"    {reason}", upstream.shed.get(reason, 0), ends.shed_by_reason.get(reason, 0)))
+        lines += _wrap(f"{'':6}{SHED_REASONS.get(reason, 'not a known reason')}", width, indent=6)
+    lines.append(_row("  pending", upstream.pending_bytes, ends.pending))
+    lines.append(f"  dials: {upstream.dials:,}; answers read: {upstream.response_bytes:,} bytes")
+    return lines
+
+
+def _row(label: str, count_bytes: int, connections: int) -> str:
+    return f"{label:<{_LABEL_COLUMNS}}{count_bytes:>{_BYTES_COLUMNS},}{connections:>{_CONNECTIONS_COLUMNS},}"
+
+
+def _wrap(text: str, width: int, indent: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 40), subsequent_indent=" " * indent, break_long_words=False)

@@ -1,0 +1,55 @@
+"""The stages of the end-to-end tests: hosts in network namespaces of their own, made anew for each test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+pytest.register_assert_rewrite("tests.support.accounts", "tests.support.command", "tests.support.servers")
+
+from tests.support import netns  # noqa: E402  (after its helpers are registered)
+
+MACHINES = {"machineB": "10.77.2.2", "machineC": "10.77.2.3", "machineD": "10.77.2.4"}
+
+
+@pytest.fixture(scope="session")
+def _privileged() -> None:
+    reason = netns.unprivileged_reason()
+    if reason and os.environ.get("CI"):
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def host(_privileged: None) -> Iterator[netns.Namespace]:
+    """One host with nothing but a loopback."""
+    with netns.Namespace("host") as namespace:
+        yield namespace
+
+
+@dataclass(frozen=True)
+class Network:
+    """client 10.77.1.1 -- net0, 10.77.1.2 production 10.77.2.1, net1 -- 10.77.2.2 shadow (and .3, .4); IPv6 alike."""
+
+    client: netns.Namespace
+    production: netns.Namespace
+    shadow: netns.Namespace
+
+
+@pytest.fixture
+def network(_privileged: None) -> Iterator[Network]:
+    """Three hosts: the client and the shadows reach production and not each other."""
+    with ExitStack() as stack:
+        client = stack.enter_context(netns.Namespace("client"))
+        production = stack.enter_context(netns.Namespace("production", hosts=MACHINES))
+        shadow = stack.enter_context(netns.Namespace("shadow"))
+        netns.join(client, "net0", production, "net0", subnet=1)
+        netns.join(production, "net1", shadow, "net0", subnet=2)
+        for address in (MACHINES["machineC"], MACHINES["machineD"]):
+            shadow.run("ip", "address", "add", f"{address}/24", "dev", "net0")
+        yield Network(client, production, shadow)

@@ -1,0 +1,33 @@
+"""`make demo` holds what it promises, live and where capturing is not permitted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+DEMO = [sys.executable, "-W", "error", str(Path(__file__).parents[2] / "demo" / "demo.py")]
+
+
+def run_demo(namespace, *argv):
+    done = subprocess.run(namespace.command(*argv), capture_output=True, text=True, timeout=60, check=False)
+    print(done.stdout, done.stderr)
+    return done
+
+
+def test_demo_captures_on_loopback(host):
+    done = run_demo(host, *DEMO, "--seconds", "1")
+    assert done.returncode == 0
+    assert "gopher: capturing on lo" in done.stdout
+    assert done.stdout.count("the same, byte for byte") == 2
+    assert done.stderr == ""
+
+
+def test_demo_reads_its_capture_file_where_capturing_is_not_permitted(host):
+    done = run_demo(host, "setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw", *DEMO)
+    assert done.returncode == 0
+    assert "Capturing is not permitted here" in done.stdout
+    assert done.stdout.count("the same, byte for byte") == 2
+    assert done.stderr == ""

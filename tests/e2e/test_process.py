@@ -1,0 +1,218 @@
+"""The command as a process: signals, time limits, descriptors, and one clear sentence for each mistake."""
+
+import re
+import resource
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.accounts import assert_all_delivered, only_upstream
+from tests.support.clients import exchange, get, noise, post
+from tests.support.command import GopherProcess, assert_clean, run_gopher
+from tests.support.servers import RecordingSink, assert_mirrored
+
+pytestmark = pytest.mark.e2e
+
+PRODUCTION = ("127.0.0.1", 80)
+CAPTURE = ("-c", "-p", "80", "-i", "lo")
+# The kernel takes a few MiB for a connection that is not read; of this, some is left in gopher's queue.
+STALLED_BYTES = 16_000_000
+ROOMY = ("--connection-memory", "32M")
+
+
+@pytest.fixture
+def production(host):
+    with RecordingSink(PRODUCTION, namespace=host) as sink:
+        yield sink
+
+
+@pytest.fixture
+def stalled(host):
+    with RecordingSink(("127.0.0.2", 3280), "silent", namespace=host) as sink:
+        yield sink
+
+
+def wait_signal_taken(gopher: GopherProcess, number: signal.Signals) -> None:
+    """Wait until no such signal is pending: the process has been interrupted by it."""
+    status = Path(f"/proc/{gopher.pid}/status")
+    deadline = time.monotonic() + 5
+    while True:
+        [pending] = re.findall(r"^ShdPnd:\s+([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+        if not int(pending, 16) >> (number - 1) & 1:
+            return
+        assert time.monotonic() < deadline
+
+
+def stall(host, stalled):
+    """Leave much more in gopher's queue for `stalled` than the kernel takes."""
+    with host.connect(PRODUCTION) as client:
+        exchange(client, post(1, noise(STALLED_BYTES)))
+    # Captured in order: when the second client has come through, gopher has read the first one's bytes.
+    with host.connect(PRODUCTION) as client:
+        exchange(client, get(2))
+        stalled.wait(lambda: len(stalled.connections) == 2, "two connections")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_drains_what_is_pending(host, production, stalled, number):
+    with GopherProcess(*CAPTURE, *ROOMY, "--drain", "15", "-u", stalled.name, namespace=host) as gopher:
+        stall(host, stalled)
+        gopher.signal(number)
+        wait_signal_taken(gopher, number)
+        stalled.release()
+        report = gopher.wait()
+        assert_mirrored(production, stalled)
+    assert_all_delivered(report)
+
+
+def test_drain_time_is_a_limit(host, production, stalled):
+    with GopherProcess(*CAPTURE, *ROOMY, "--drain", "0.3", "-u", stalled.name, namespace=host) as gopher:
+        stall(host, stalled)
+        began = time.monotonic()
+        report = gopher.stop()
+        assert 0.25 < time.monotonic() - began < 5
+    assert "drain" in only_upstream(report)["shed"]
+
+
+def test_second_signal_exits_at_once(host, production, stalled):
+    with GopherProcess(*CAPTURE, *ROOMY, "--drain", "60", "-u", stalled.name, namespace=host) as gopher:
+        stall(host, stalled)
+        gopher.signal(signal.SIGTERM)
+        wait_signal_taken(gopher, signal.SIGTERM)
+        gopher.signal(signal.SIGTERM)
+        gopher.wait_exit(timeout_s=5)
+        assert_clean(gopher.stderr)
+
+
+def test_sigusr1_prints_the_accounts_and_goes_on(host, production):
+    with (
+        RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+        GopherProcess(*CAPTURE, "-u", shadow.name, namespace=host) as gopher,
+        host.connect(PRODUCTION) as client,
+    ):
+        exchange(client, get(1))
+        shadow.wait_requests(1)
+        gopher.signal(signal.SIGUSR1)
+        gopher.wait_stderr(lambda line: shadow.name in line)
+        exchange(client, get(2))
+        shadow.wait_requests(2)
+    assert only_upstream(gopher.report)["delivered_bytes"] == len(get(1) + get(2))
+    assert len([line for line in gopher.stderr.splitlines() if shadow.name in line]) >= 2, "once more at exit"
+
+
+def test_duration_ends_the_run(host, production):
+    with (
+        RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+        GopherProcess(*CAPTURE, "--duration", "1", "-u", shadow.name, namespace=host) as gopher,
+    ):
+        with host.connect(PRODUCTION) as client:
+            exchange(client, get(1))
+        report = gopher.wait(timeout_s=10)
+        assert shadow.streams == [get(1)]
+    assert 0.9 < report["duration_s"] < 5
+    assert_all_delivered(report)
+
+
+def test_quiet_says_nothing(host, production):
+    with (
+        RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+        GopherProcess(
+            *CAPTURE, "--quiet", "--duration", "0.5", "-u", shadow.name, namespace=host, ready=False
+        ) as gopher,
+    ):
+        gopher.wait()
+    assert gopher.stderr == ""
+
+
+def test_2000_connections_open_at_once(host, production):
+    """More than the usual soft limit of descriptors, which gopher raises itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with (
+            RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+            GopherProcess(
+                *CAPTURE, "-u", shadow.name, namespace=host, prefix=("prlimit", f"--nofile=1024:{hard}")
+            ) as gopher,
+            ExitStack() as clients,
+        ):
+            opened = [clients.enter_context(host.connect(PRODUCTION)) for _ in range(2000)]
+            for number, client in enumerate(opened):
+                exchange(client, get(number))
+            shadow.wait_requests(2000)
+            assert not any(each.ended for each in shadow.connections)
+            clients.close()
+            assert_mirrored(production, shadow)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert gopher.report["connections"]["mirrored"] == 2000
+    assert_all_delivered(gopher.report)
+
+
+UPSTREAM = ("-u", "127.0.0.2:3280")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("-p", "80", *UPSTREAM), 2, "mode"),
+        (("-c", *UPSTREAM), 2, "port"),
+        (("-c", "-p", "80"), 2, "upstream"),
+        (("-c", "-p", "80", *UPSTREAM, "--no-such-option"), 2, "--no-such-option"),
+        (("-c", "-p", "0", *UPSTREAM), 2, "from 1 to 65535"),
+        (("-c", "-p", "80,65536", *UPSTREAM), 2, "from 1 to 65535"),
+        (("-c", "-p", "80,8080", "-u", "127.0.0.2"), 2, "127.0.0.2"),
+        (("-c", "-p", "http", *UPSTREAM), 2, "http"),
+        (("-c", "-p", "80", "-u", "127.0.0.2:65536"), 2, "127.0.0.2:65536"),
+        (("-c", "-p", "80", "-u", "[::1"), 2, "[::1"),
+        (("-c", "-p", "80", "-u", "gopher://127.0.0.2"), 2, "gopher://127.0.0.2"),
+        (("-c", "-p", "80", "-u", "no-such-host.invalid:80"), 2, "no-such-host.invalid"),
+        (("-c", "-p", "80", *UPSTREAM, "--sample", "0%"), 2, "sample"),
+        (("-c", "-p", "80", *UPSTREAM, "--sample", "101%"), 2, "sample"),
+        (("-c", "-p", "80", *UPSTREAM, "--speed", "fast", "--read", "x.pcap"), 2, "speed"),
+        (("-c", "-p", "80", *UPSTREAM, "--duration", "soon"), 2, "duration"),
+        (("-c", "-p", "80", *UPSTREAM, "-i", "lo", "--filter", "port http or"), 2, "port http or"),
+        (("-c", "-p", "80", *UPSTREAM, "-i", "no-such-device"), 1, "no-such-device"),
+        (("-c", "-p", "80", *UPSTREAM, "--read", "/no/such/file.pcap"), 1, "/no/such/file.pcap"),
+        (("-c", "-p", "80", *UPSTREAM, "--read", "/etc/hostname"), 1, "/etc/hostname"),
+        (("-c", "-p", "80", *UPSTREAM, "--read", "/etc"), 1, "/etc"),
+        (("-c", "-p", "80", *UPSTREAM, "-i", "lo", "--write", "/no/such/folder/kept.pcap"), 1, "/no/such/folder"),
+        (("-c", "-p", "80", "-u", "dir:/proc/no/such/folder", "-i", "lo"), 1, "/proc/no/such/folder"),
+    ],
+)
+def test_mistake_is_one_clear_sentence(host, arguments, status, said):
+    done = run_gopher(*arguments, namespace=host)
+    assert_one_sentence(done, status, said)
+
+
+def test_upstream_that_is_production_itself_is_refused(host):
+    with RecordingSink(("0.0.0.0", 80), namespace=host):
+        assert_one_sentence(run_gopher("-c", "-p", "80", "-u", "127.0.0.1", namespace=host), 2, "127.0.0.1:80")
+
+
+def test_no_permission_to_capture_is_77_and_says_what_to_do(host):
+    done = run_gopher(
+        *CAPTURE, *UPSTREAM, namespace=host, prefix=("setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw")
+    )
+    assert_one_sentence(done, 77, "setcap")
+
+
+def assert_one_sentence(done, status, said):
+    assert done.returncode == status, done
+    assert done.stdout == ""
+    assert_clean(done.stderr)
+    messages = [line for line in done.stderr.splitlines() if line.startswith("gopher: ")]
+    assert len(messages) == 1, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) <= 3, done.stderr
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_questions_are_answered_on_stdout(option):
+    done = run_gopher(option)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "gopher" in done.stdout

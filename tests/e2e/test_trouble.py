@@ -1,0 +1,247 @@
+"""Upstreams that fail, clients that break off, packets that the capture misses: contained, counted, never spliced."""
+
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from tests.support.accounts import assert_all_delivered, only_upstream
+from tests.support.clients import exchange, get, noise, post
+from tests.support.command import GopherProcess
+from tests.support.servers import RecordingSink, assert_mirrored, refused_address, reset
+
+pytestmark = pytest.mark.e2e
+
+PRODUCTION = ("127.0.0.1", 80)
+CAPTURE = ("-c", "-p", "80", "-i", "lo")
+# Interpreter and libraries 50 MiB, ring 64 MiB, and what the test queues.
+BASE_MEMORY_MIB = 128
+
+
+@pytest.fixture
+def production(host):
+    with RecordingSink(PRODUCTION, namespace=host) as sink:
+        yield sink
+
+
+@pytest.fixture
+def shadow(host):
+    with RecordingSink(("127.0.0.2", 3280), namespace=host) as sink:
+        yield sink
+
+
+def test_healthy_upstream_gets_everything_beside_a_dead_a_silent_and_a_resetting_one(host, production, shadow):
+    with (
+        refused_address(host) as dead,
+        RecordingSink(("127.0.0.3", 3280), "silent", namespace=host) as silent,
+        RecordingSink(("127.0.0.4", 3280), "resetting", namespace=host) as resetting,
+        GopherProcess(
+            *CAPTURE,
+            *("-u", dead, "-u", silent.name, "-u", resetting.name, "-u", shadow.name),
+            "--drain=1",
+            namespace=host,
+        ) as gopher,
+    ):
+        for number in range(100):
+            with host.connect(PRODUCTION) as client:
+                exchange(client, get(number))
+                exchange(client, post(number, noise(10_000, number)))
+        # More than the kernel's buffers and gopher's queue hold for a connection that is not read.
+        for number in range(8):
+            with host.connect(PRODUCTION) as client:
+                for part in range(12):
+                    exchange(client, post(part, noise(1_000_000, number)))
+        assert_mirrored(production, shadow)
+        assert gopher.peak_memory_mib() < BASE_MEMORY_MIB + 16
+        report = gopher.stop()
+    accounts = {each["name"]: each for each in report["upstreams"]}
+    assert_all_delivered(report, shadow.name)
+    assert set(accounts[dead]["shed"]) == {"refused"}
+    assert accounts[dead]["delivered_bytes"] == 0
+    assert accounts[dead]["dials"] < 108
+    assert "connection_memory" in accounts[silent.name]["shed"]
+    assert "reset" in accounts[resetting.name]["shed"]
+    assert accounts[resetting.name]["connections"]["delivered"] == 0
+
+
+def test_upstream_without_a_route_is_unreachable(host, production, shadow):
+    with GopherProcess(*CAPTURE, "-u", "192.0.2.1:80", "-u", shadow.name, namespace=host) as gopher:
+        with host.connect(PRODUCTION) as client:
+            exchange(client, get(1))
+        assert_mirrored(production, shadow)
+    assert gopher.report["upstreams"][0]["shed"] == {"unreachable": len(get(1))}
+    assert_all_delivered(gopher.report, shadow.name)
+
+
+def test_bytes_after_the_upstream_closed_are_shed_as_closed(host, production, shadow):
+    with (
+        RecordingSink(("127.0.0.3", 3280), "closing", namespace=host) as closing,
+        GopherProcess(*CAPTURE, "-u", closing.name, "-u", shadow.name, namespace=host) as gopher,
+    ):
+        with host.connect(PRODUCTION) as client:
+            exchange(client, get(1))
+            closing.wait_requests(1)
+            exchange(client, get(2))
+            shadow.wait_requests(2)
+            exchange(client, get(3))
+        assert_mirrored(production, shadow)
+    shed = gopher.report["upstreams"][0]["shed"]
+    # A write that meets the close on its way is answered by a reset.
+    assert set(shed) <= {"closed", "reset"}
+    assert sum(shed.values()) >= len(get(3))
+    assert_all_delivered(gopher.report, shadow.name)
+
+
+def test_restarted_upstream_is_taken_up_again(host, production, shadow):
+    with (
+        RecordingSink(("127.0.0.3", 3280), namespace=host) as first_life,
+        GopherProcess(*CAPTURE, "-u", first_life.name, "-u", shadow.name, namespace=host) as gopher,
+        host.connect(PRODUCTION) as keep_alive,
+    ):
+        exchange(keep_alive, get(1))
+        first_life.wait_requests(1)
+        first_life.close()
+        for number in range(20):
+            with host.connect(PRODUCTION) as client:
+                exchange(client, get(number))
+        exchange(keep_alive, get(2))
+        shadow.wait_requests(22)
+        with RecordingSink(("127.0.0.3", 3280), namespace=host) as second_life:
+            deadline = time.monotonic() + 15
+            while not second_life.connections:
+                assert time.monotonic() < deadline, "the upstream is back and not taken up again"
+                with host.connect(PRODUCTION) as client:
+                    exchange(client, get(3))
+                time.sleep(0.05)
+            with host.connect(PRODUCTION) as client:
+                exchange(client, post(4, noise(100_000)))
+            keep_alive.close()
+            assert_mirrored(production, shadow)
+            second_life.wait(lambda: post(4, noise(100_000)) in second_life.streams, "the last request")
+        report = gopher.stop()
+    assert_all_delivered(report, shadow.name)
+    assert report["upstreams"][0]["shed"]["refused"] > 0
+    assert report["upstreams"][0]["delivered_bytes"] >= len(get(1) + post(4, noise(100_000)))
+
+
+def test_client_that_has_gone_is_lingered_for(host, production):
+    with (
+        RecordingSink(("127.0.0.2", 3280), hold=True, namespace=host) as slow,
+        GopherProcess(*CAPTURE, "-u", slow.name, namespace=host),
+    ):
+        with host.connect(PRODUCTION) as client:
+            exchange(client, get(1))
+        # Captured in order: when the second client has come through, gopher knows that the first has gone.
+        with host.connect(PRODUCTION) as client:
+            exchange(client, get(2))
+            slow.wait_requests(2)
+            assert [each.ended for each in slow.connections] == ["", ""]
+        slow.release()
+        assert_mirrored(production, slow)
+        assert [each.ended for each in slow.connections] == ["fin", "fin"]
+
+
+def test_linger_ends(host, production):
+    with (
+        RecordingSink(("127.0.0.2", 3280), "mute", namespace=host) as mute,
+        GopherProcess(*CAPTURE, "--linger", "0.3", "-u", mute.name, namespace=host) as gopher,
+    ):
+        with host.connect(PRODUCTION) as client:
+            exchange(client, get(1))
+        assert_mirrored(production, mute)
+    assert_all_delivered(gopher.report)
+
+
+def test_reset_of_the_client_resets_the_upstream_connection(host, production, shadow):
+    with GopherProcess(*CAPTURE, "-u", shadow.name, namespace=host) as gopher:
+        client = host.connect(PRODUCTION)
+        exchange(client, get(1))
+        shadow.wait_requests(1)
+        reset(client)
+        assert_mirrored(production, shadow)
+        assert [each.ended for each in shadow.connections] == ["rst"]
+    assert_all_delivered(gopher.report)
+
+
+def test_gap_resets_the_upstream_connection_and_the_next_request_comes_on_a_new_one(host, production, shadow):
+    body = noise(9000)
+    head = post(2, body)[: -len(body)]
+    with (
+        # The capture misses packets of this size; production does not.
+        GopherProcess(*CAPTURE, "--filter", "ip[2:2] <= 4000", "-u", shadow.name, namespace=host) as gopher,
+        host.connect(PRODUCTION) as client,
+    ):
+        exchange(client, get(1))
+        client.sendall(head)
+        shadow.wait_received(len(get(1) + head))
+        client.sendall(body[:8000])
+        production.wait_received(len(get(1) + head) + 8000)
+        exchange(client, body[8000:])
+        exchange(client, get(3))
+        shadow.wait_requests(2)
+        exchange(client, get(4))
+        client.close()
+        shadow.wait_ended(2)
+        assert [(bytes(each.received), each.ended) for each in shadow.connections] == [
+            (get(1) + head, "rst"),
+            (get(3) + get(4), "fin"),
+        ]
+    assert gopher.report["gaps"] == {"count": 1, "bytes": 8000}
+    account = only_upstream(gopher.report)
+    assert set(account["shed"]) == {"gap"}
+    assert account["shed"]["gap"] >= 1000
+    assert account["connections"]["shed_by_reason"] == {"gap": 1}
+    assert account["dials"] == 2
+
+
+def test_memory_of_one_upstream_is_bounded_over_many_connections(host, production):
+    with (
+        RecordingSink(("127.0.0.2", 3280), "silent", namespace=host) as silent,
+        GopherProcess(
+            *CAPTURE, *("-u", silent.name, "--upstream-memory", "4M", "--drain", "0.2"), namespace=host
+        ) as gopher,
+        ExitStack() as clients,
+    ):
+        body = noise(1_000_000)
+        for _ in range(20):
+            client = clients.enter_context(host.connect(PRODUCTION))
+            for part in range(4):
+                exchange(client, post(part, body))
+        gopher.stop()
+        assert gopher.report["bytes"]["captured"] >= 20 * 4 * len(body)
+    assert "upstream_memory" in only_upstream(gopher.report)["shed"]
+
+
+@pytest.mark.parametrize("drop", ["client OUTPUT", "production INPUT"])
+def test_packets_lost_on_the_wire_are_retransmitted_and_mirrored_once(network, drop):
+    """Lost before production's tap: the hole fills late. Lost after it: the tap sees the bytes twice."""
+    where, chain = drop.split()
+    rule = ["-p", "tcp", "--dport", "80", "-m", "statistic", "--mode", "nth", "--every", "9", "--packet", "4"]
+    loser = getattr(network, where)
+    for namespace in (network.client, network.production):
+        namespace.run("ethtool", "-K", "net0", "tso", "off", "gso", "off", "gro", "off")
+    loser.run("iptables", "-A", chain, *rule, "-j", "DROP")
+    with (
+        RecordingSink(("10.77.1.2", 80), namespace=network.production) as production,
+        RecordingSink(("10.77.2.2", 3280), namespace=network.shadow) as shadow,
+        GopherProcess(
+            *("-c", "-p", "80", "-i", "net0", "-u", "10.77.2.2:3280"), namespace=network.production
+        ) as gopher,
+        ExitStack() as clients,
+    ):
+        opened = [clients.enter_context(network.client.connect(("10.77.1.2", 80))) for _ in range(8)]
+        for number, client in enumerate(opened):
+            client.sendall(post(number, noise(100_000, number)))
+        production.wait_requests(8)
+        for client in opened:
+            client.close()
+        assert_mirrored(production, shadow)
+    [dropped] = [int(line.split()[0]) for line in loser.run("iptables", "-nvxL", chain).splitlines() if "DROP" in line]
+    assert dropped > 20
+    packets = gopher.report["packets"]
+    if where == "client":
+        assert packets["out_of_order"] > 0
+    else:
+        assert packets["retransmitted_bytes"] > 0
+    assert gopher.report["gaps"]["count"] == 0
+    assert_all_delivered(gopher.report)

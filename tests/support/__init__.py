@@ -1,0 +1,1 @@
+"""What the tests share: packets made by hand, and models that are slow and obviously right."""

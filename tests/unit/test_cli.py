@@ -1,0 +1,324 @@
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import trio
+
+import gopher
+from gopher.cli import main, parse
+from gopher.config import MIB, CaptureConfig, UpstreamConfig
+from gopher.errors import CapturePermissionError, ConfigError, UpstreamError
+
+
+def parsed(options: str) -> CaptureConfig:
+    return parse(["-c", "-p", "80", "-u", "machineB:1080", *options.split()])
+
+
+def refused(arguments: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        parse(arguments.split())
+    return caught.value
+
+
+def upstream(text: str, ports: str = "80") -> UpstreamConfig:
+    [config] = parse(["-c", "-p", ports, "-u", text]).mirror.upstreams
+    assert config.name == text
+    return config
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--mode=capture --port=80 --upstream=machineB:1080",
+        "--mode capture --port 80 --upstream machineB:1080",
+        "-c -p 80 -u machineB:1080",
+        "-cp80 -umachineB:1080",
+    ],
+)
+def test_every_spelling_of_mode_port_and_upstream_means_the_same(arguments):
+    config = parse(arguments.split())
+    assert config.source.ports == (80,)
+    assert config.mirror.upstreams == (UpstreamConfig(name="machineB:1080", host="machineB", port=1080),)
+
+
+@pytest.mark.parametrize("arguments", ["-p 80,8080 -p 443", "-p 80 -p 8080,443,80", "-p 80 --port=8080,443"])
+def test_ports_add_up_in_order_and_once(arguments):
+    assert parse(f"-c {arguments} -u b:1".split()).source.ports == (80, 8080, 443)
+
+
+def test_upstreams_keep_their_order():
+    config = parse(["-c", "-p", "80", "-u", "machineB:3280", "-u", "machineC:3280", "-u", "machineD"])
+    assert [(each.host, each.port) for each in config.mirror.upstreams] == [
+        ("machineB", 3280),
+        ("machineC", 3280),
+        ("machineD", 80),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("machineB", "machineB", 80),
+        ("machineB.", "machineB.", 80),
+        ("10.0.0.1:65535", "10.0.0.1", 65535),
+        ("[::1]", "::1", 80),
+        ("[fe80::1%eth0]:8080", "fe80::1%eth0", 8080),
+        ("tcp://machineB", "machineB", 80),
+        ("tcp://[::1]:8080", "::1", 8080),
+        ("bücher.example:1", "bücher.example", 1),
+    ],
+)
+def test_tcp_upstream(text, host, port):
+    assert upstream(text) == UpstreamConfig(name=text, host=host, port=port)
+
+
+def test_dir_upstream_needs_no_port():
+    assert upstream("dir:/a/b:c", ports="80,81") == UpstreamConfig(name="dir:/a/b:c", scheme="dir", path="/a/b:c")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "'' is not a host name or an IPv4 address"),
+        (":80", "'' is not a host name or an IPv4 address"),
+        ("machine B:80", "'machine B' is not a host name"),
+        ("a..b:80", "'a..b' is not a host name"),
+        (f"{'x' * 64}:80", "is not a host name"),
+        ("300.0.0.1:80", "'300.0.0.1' is not a host name or an IPv4 address"),
+        ("machineB:", "'' is not a port: a number from 1 to 65535"),
+        ("machineB:0", "'0' is not a port"),
+        ("machineB:65536", "'65536' is not a port"),
+        (f"machineB:{'9' * 5000}", "is not a port"),
+        ("machineB:http", "'http' is not a port"),
+        ("machineB:80:80", "it is not HOST[:PORT]"),
+        ("machineB:80/", "'80/' is not a port"),
+        ("::1", "an IPv6 address goes into brackets: [::1]:PORT"),
+        ("[::1", "it is not HOST[:PORT]"),
+        ("[10.0.0.1]:80", "'10.0.0.1' is not an IPv6 address"),
+        ("dir:", "the directory is missing: dir:PATH"),
+        ("http://machineB", "http:// is not a kind of upstream"),
+        ("tls://machineB:443", "tls:// is not in this version yet"),
+        ("relay://machineB:3280", "relay:// is not in this version yet"),
+    ],
+)
+def test_malformed_upstream_is_named_with_the_reason(text, reason):
+    with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
+        upstream(text)
+    assert str(caught.value).startswith(f"-u/--upstream {text!r}: ")
+    assert caught.value.hint == "accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, dir:PATH"
+
+
+def test_several_ports_and_an_upstream_without_one():
+    error = refused("-c -p 80,81 -u machineB")
+    assert "with several captured ports it must name its own: HOST:PORT" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        ("-i eth0", "source.interface", "eth0"),
+        ("--interface=eth0", "source.interface", "eth0"),
+        ("--filter=udp", "source.filter", "udp"),
+        ("--read a.pcap", "source.read_path", "a.pcap"),
+        ("--read a.pcap --speed 2.5", "source.speed", 2.5),
+        ("--read a.pcap --speed max", "source.speed", None),
+        ("--responses", "source.responses", True),
+        ("--ring 8M", "source.ring_bytes", 8 * MIB),
+        ("--low-latency", "source.wakeup_ms", 1),
+        ("--write b.pcap", "write_path", "b.pcap"),
+        ("--sample 10%", "mirror.sample_ratio", 0.1),
+        ("--sample 0.1", "mirror.sample_ratio", 0.1),
+        ("--linger 0", "mirror.linger_s", 0),
+        ("--connect-timeout 0.5", "mirror.connect_timeout_s", 0.5),
+        ("--connection-memory 512k", "mirror.connection_memory_bytes", 512 * 1024),
+        ("--upstream-memory 1.5MiB", "mirror.upstream_memory_bytes", 3 * MIB // 2),
+        ("--total-memory 1gb", "mirror.total_memory_bytes", 1024 * MIB),
+        ("--total-memory 1000", "mirror.total_memory_bytes", 1000),
+        ("--max-connections 100", "mirror.max_connections", 100),
+        ("--gap-timeout 3", "reassembly.gap_timeout_s", 3),
+        ("--overlap old-linux", "reassembly.overlap", "old-linux"),
+        ("--report r.json", "report_path", "r.json"),
+        ("--duration 60", "duration_s", 60),
+        ("--drain 0", "drain_s", 0),
+        ("--stats-interval 1", "stats_interval_s", 1),
+        ("-v", "verbosity", 1),
+        ("-vv", "verbosity", 2),
+        ("-q", "verbosity", -1),
+        ("--quiet", "verbosity", -1),
+    ],
+)
+def test_option_sets_its_field(option, field, value):
+    config, default = parsed(option), parsed("")
+    for name in field.split("."):
+        config, default = getattr(config, name), getattr(default, name)
+    assert config == value
+    assert default != value
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("-p 0", "-p/--port: '0' is not a port: a number from 1 to 65535"),
+        ("-p 70000", "-p/--port: '70000' is not a port: a number from 1 to 65535"),
+        ("-p 80,,81", "-p/--port: '' is not a port"),
+        ("-p -5", "-p/--port: '-5' is not a port"),
+        ("-p \u0668\u0660", "-p/--port: '\u0668\u0660' is not a port"),
+        ("-p", "-p/--port: expected one argument"),
+        ("--speed 2", "--speed is for capture files only"),
+        ("--read a --speed 0", "--speed: '0' is not a speed: a number above 0, like 2.0, or max"),
+        ("--read a --speed nan", "--speed: 'nan' is not a speed"),
+        ("--read a --interface lo", "-i/--interface: not allowed with argument --read"),
+        ("--read a --write a", "--write a would overwrite the file that --read reads"),
+        ("--sample 10", "--sample: '10' is not a share: above 0% and at most 100%, like 10% or 0.1"),
+        ("--sample 0%", "--sample: '0%' is not a share"),
+        ("--sample 101%", "--sample: '101%' is not a share"),
+        ("--linger -1", "--linger: '-1' is not a time: seconds, 0 or more, like 2.5"),
+        ("--duration 0", "--duration: '0' is not a time: seconds, above 0, like 2.5"),
+        ("--drain inf", "--drain: 'inf' is not a time"),
+        ("--gap-timeout 1e300", "--gap-timeout: '1e300' is not a time"),
+        ("--ring 64Q", "--ring: '64Q' is not a size: bytes, or a number with k, M or G, like 64M"),
+        ("--ring 1k", "--ring: '1k' is out of range: at least 512k and at most 2047M"),
+        ("--ring 2G", "--ring: '2G' is out of range: at least 512k and at most 2047M"),
+        ("--total-memory 0", "--total-memory: '0' is out of range: at least 1 bytes"),
+        (f"--total-memory {'9' * 400}", "is not a size"),
+        ("--max-connections 0", "--max-connections: '0' is not a number of connections: 1 to 999999999"),
+        ("--overlap linus", "--overlap: 'linus' is not one of linux, first, last, bsd, solaris, old-linux"),
+        ("-v -q", "-q/--quiet: not allowed with argument -v/--verbose"),
+        ("--mode=relay", "--mode: not allowed with argument -c"),
+        ("stray", "unexpected argument 'stray': every setting is an option"),
+    ],
+)
+def test_refused_option_is_named_with_its_value_and_what_is_accepted(option, message):
+    error = refused(f"-c -p 80 -u machineB:1080 {option}")
+    assert message in str(error)
+    assert error.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the mode is missing: -c or --mode=capture"),
+        ("-c -u b:1", "the port to capture is missing: -p/--port"),
+        ("-c -p 80", "an upstream is missing: -u/--upstream"),
+        ("-r -p 3280 -u localhost:80", "relay mode is not in this version yet"),
+        ("--mode=relay", "relay mode is not in this version yet"),
+    ],
+)
+def test_missing_setting_comes_with_an_example(arguments, message):
+    error = refused(arguments)
+    assert str(error) == message
+    assert error.hint.endswith("gopher --mode=capture --port=80 --upstream=machineB:1080")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        ("-c --porrt 80", "unknown option --porrt", "did you mean --port?"),
+        ("-c --upsteam=b", "unknown option --upsteam", "did you mean --upstream?"),
+        ("-c --xyzzy", "unknown option --xyzzy", "gopher --help lists the options"),
+        # No abbreviations: a script that uses one breaks when a new option makes it ambiguous.
+        ("-c --rep r.json", "unknown option --rep", "did you mean --report?"),
+    ],
+)
+def test_unknown_option_names_the_nearest(arguments, message, hint):
+    error = refused(arguments)
+    assert (str(error), error.hint) == (message, hint)
+
+
+def test_mistyped_mode_names_the_nearest():
+    assert str(refused("--mode=captur")) == "--mode: 'captur' is not one of capture, relay (did you mean capture?)"
+
+
+def test_help_shows_options_defaults_and_examples(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "network device to capture on (default: any)" in text
+    assert "each as a whole: 10% or 0.1 (default: 100%)" in text
+    assert "(default: 64M)" in text
+    assert "gopher -c -p 80 -u machineB:3280 -u machineC:3280 -u machineD" in text
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"gopher {gopher.__version__}\n"
+
+
+def run_main(monkeypatch, raised):
+    async def run_capture(config):
+        async with trio.open_nursery() as nursery:
+
+            async def fail():
+                raise raised
+
+            nursery.start_soon(fail)
+
+    monkeypatch.setattr("gopher.capture.run.run_capture", run_capture)
+    return main(["-c", "-p", "80", "-u", "machineB:1080"])
+
+
+def test_main_returns_what_the_capture_returns(monkeypatch):
+    async def run_capture(config):
+        assert config == parsed("")
+        return 5
+
+    monkeypatch.setattr("gopher.capture.run.run_capture", run_capture)
+    assert main(["-c", "-p", "80", "-u", "machineB:1080"]) == 5
+
+
+def test_usage_error_is_one_sentence_and_a_hint(capsys):
+    assert main(["-c", "--porrt", "80"]) == 2
+    assert capsys.readouterr() == ("", "gopher: error: unknown option --porrt\n  hint: did you mean --port?\n")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "stderr"),
+    [
+        (UpstreamError("no such machine"), 1, "gopher: error: no such machine\n"),
+        (
+            CapturePermissionError("may not capture on lo", hint="run it as root"),
+            77,
+            "gopher: error: may not capture on lo\n  hint: run it as root\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_error_out_of_a_nursery_ends_the_command_without_a_traceback(monkeypatch, capsys, raised, status, stderr):
+    assert run_main(monkeypatch, raised) == status
+    assert capsys.readouterr() == ("", stderr)
+
+
+def test_bug_keeps_its_traceback(monkeypatch):
+    with pytest.raises(BaseException) as caught:  # noqa: PT011  (a group, which Python 3.10 has no builtin for)
+        run_main(monkeypatch, ZeroDivisionError("a bug"))
+    assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
+
+
+def run_python(*arguments, **settings):
+    return subprocess.run(
+        [sys.executable, *arguments], stderr=subprocess.PIPE, text=True, timeout=60, check=False, **settings
+    )
+
+
+def test_reader_of_the_help_that_goes_away_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as stdout:
+        result = run_python("-m", "gopher", "--help", stdout=stdout)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_library_and_option_parsing_do_not_load_trio():
+    code = "import sys, gopher, gopher.cli; gopher.cli.parse(sys.argv[1:]); sys.exit('trio' in sys.modules)"
+    assert run_python("-c", code, "-c", "-p80", "-ub").returncode == 0
+
+
+def test_all_names_the_whole_public_interface():
+    public = {name for name in vars(gopher) if not name.startswith("_")}
+    modules = {name for name in public if isinstance(vars(gopher)[name], type(gopher))}
+    assert sorted(gopher.__all__) == sorted((public - modules) | {"__version__"})

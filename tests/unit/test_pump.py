@@ -1,0 +1,329 @@
+"""Connections of the pump against real sockets on loopback, served without Trio."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gopher._pump import FINISHED, OVER_CONNECTION, OVER_TOTAL, OVER_UPSTREAM, PEER_CLOSED, Budget, Connection, Ledger, Pump
+from gopher.capture.upstream import Address
+from gopher.http.framing import RequestFramer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+DEADLINE_S = 10
+
+
+class Stage:
+    """A pump, one connection, and the listener it dials."""
+
+    def __init__(self, *, limit: int = 1 << 20, upstream_limit: int = 1 << 20, total: int = 1 << 20) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.settimeout(DEADLINE_S)
+        self.port = self.listener.getsockname()[1]
+        self.pump = Pump()
+        self.ledger = Ledger(Budget(total), upstream_limit, limit)
+        self.requests = RequestFramer()
+        self.connection = Connection(self.pump, self.ledger, self.requests, 0, "owner")
+        self.peer: socket.socket | None = None
+
+    def dial(self) -> None:
+        address = Address(socket.AF_INET, "127.0.0.1", self.port)
+        assert self.connection.dial(address.family, address.sockaddr) == 0
+
+    def accept(self) -> socket.socket:
+        self.peer, _ = self.listener.accept()
+        self.peer.settimeout(DEADLINE_S)
+        return self.peer
+
+    def write(self, data: bytes) -> int:
+        self.ledger.captured += len(data)
+        self.requests.feed(data)
+        return self.connection.write(data)
+
+    def serve(self) -> list[tuple[Connection, int]]:
+        """Serve the next batch that becomes ready."""
+        readable, _, _ = select.select([self.pump.fileno()], [], [], DEADLINE_S)
+        assert readable, "nothing became ready"
+        return self.pump.serve()[1]
+
+    def serve_until_decision(self) -> list[tuple[Connection, int]]:
+        while not (decisions := self.serve()):
+            pass
+        return decisions
+
+    def check_law(self) -> None:
+        ledger = self.ledger
+        assert ledger.captured == ledger.delivered + sum(ledger.shed.values()) + ledger.pending
+        assert ledger.total.used == ledger.pending == self.connection.queued
+
+    def close(self) -> None:
+        self.connection.hang_up(True)
+        self.listener.close()
+        if self.peer is not None:
+            self.peer.close()
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    stage = Stage()
+    yield stage
+    stage.check_law()
+    stage.close()
+
+
+def fill(stage: Stage) -> int:
+    """Write until the socket refuses; returns how much was written."""
+    block = bytes(65536)
+    written = 0
+    while not stage.connection.queued:
+        assert stage.write(block) == 0
+        written += len(block)
+    return written
+
+
+def test_write_reaches_the_peer(stage: Stage) -> None:
+    stage.dial()
+    assert stage.write(REQUEST) == 0
+    assert stage.accept().recv(1000) == REQUEST
+    assert stage.ledger.delivered == len(REQUEST)
+    assert stage.ledger.established == 1
+
+
+def test_write_before_dial_is_sent_once_connected(stage: Stage) -> None:
+    assert stage.write(REQUEST) == 0
+    assert stage.ledger.pending == len(REQUEST)
+    stage.dial()
+    stage.serve()
+    assert stage.accept().recv(1000) == REQUEST
+
+
+def test_write_that_the_socket_refuses_is_delivered_in_order_later(stage: Stage) -> None:
+    stage.dial()
+    peer = stage.accept()
+    stage.write(REQUEST)
+    written = len(REQUEST) + fill(stage)
+    assert stage.write(b"the end") == 0
+    written += 7
+    assert stage.pump.blocked == 1
+    stage.check_law()
+    received = bytearray()
+    while len(received) < written:
+        received += peer.recv(1 << 20)
+        stage.pump.serve()
+    assert received[: len(REQUEST)] == REQUEST
+    assert received.endswith(b"\0the end")
+    assert stage.connection.queued == 0
+    assert stage.pump.blocked == 0
+
+
+def test_refused_dial_reports_the_reason_with_bytes_still_queued(stage: Stage) -> None:
+    stage.listener.close()
+    stage.dial()
+    outcome = stage.write(REQUEST)
+    if outcome == 0:
+        [(connection, outcome)] = stage.serve_until_decision()
+        assert connection is stage.connection
+    assert outcome == -errno.ECONNREFUSED
+    assert stage.connection.queued == len(REQUEST)
+    stage.connection.hang_up(True)
+    assert stage.connection.abandon("refused") == len(REQUEST)
+    assert stage.ledger.shed == {"refused": len(REQUEST)}
+
+
+def test_finish_waits_for_the_answer_that_is_due(stage: Stage) -> None:
+    stage.dial()
+    stage.write(REQUEST)
+    assert stage.connection.finish() == 0
+    peer = stage.accept()
+    peer.sendall(ANSWER[:10])
+    assert stage.serve() == []
+    peer.sendall(ANSWER[10:])
+    assert stage.serve_until_decision() == [(stage.connection, FINISHED)]
+    assert stage.ledger.responses == len(ANSWER)
+    assert stage.connection.answered == len(ANSWER)
+
+
+def test_finish_is_over_at_once_when_all_is_answered(stage: Stage) -> None:
+    stage.dial()
+    stage.write(REQUEST)
+    stage.accept().sendall(ANSWER)
+    while stage.ledger.responses < len(ANSWER):
+        stage.serve()
+    assert stage.connection.finish() == FINISHED
+
+
+def test_finish_with_an_answer_delimited_by_close_waits_for_the_close(stage: Stage) -> None:
+    stage.dial()
+    stage.write(REQUEST)
+    assert stage.connection.finish() == 0
+    peer = stage.accept()
+    assert peer.recv(1000) == REQUEST
+    peer.sendall(b"HTTP/1.0 200 OK\r\n\r\nbody")
+    while stage.ledger.responses < 23:
+        assert stage.serve() == []
+    peer.close()
+    assert stage.serve_until_decision() == [(stage.connection, PEER_CLOSED)]
+
+
+def test_finish_of_an_unknown_protocol_half_closes(stage: Stage) -> None:
+    stage.dial()
+    stage.write(b"\x16\x03\x01 hello")
+    assert stage.connection.finish() == 0
+    peer = stage.accept()
+    assert peer.recv(1000) == b"\x16\x03\x01 hello"
+    assert peer.recv(1000) == b""
+    peer.close()
+    assert stage.serve_until_decision() == [(stage.connection, PEER_CLOSED)]
+
+
+def test_finish_in_the_middle_of_a_request_half_closes(stage: Stage) -> None:
+    stage.dial()
+    stage.write(REQUEST[:10])
+    assert stage.connection.finish() == 0
+    peer = stage.accept()
+    assert peer.recv(1000) == REQUEST[:10]
+    assert peer.recv(1000) == b""
+
+
+def test_base_counts_answers_from_the_request_that_was_joined() -> None:
+    stage = Stage()
+    stage.requests.feed(REQUEST * 3)
+    stage.connection = Connection(stage.pump, stage.ledger, stage.requests, 3, None)
+    stage.dial()
+    stage.write(REQUEST)
+    assert stage.connection.finish() == 0
+    stage.accept().sendall(ANSWER)
+    assert stage.serve_until_decision() == [(stage.connection, FINISHED)]
+    stage.close()
+
+
+def test_long_body_is_discarded_and_the_next_answer_still_found(stage: Stage) -> None:
+    body = bytes(3_000_000)
+    stage.dial()
+    stage.write(REQUEST * 2)
+    assert stage.connection.finish() == 0
+    peer = stage.accept()
+    peer.setblocking(False)
+    answer = memoryview(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body + ANSWER)
+    decisions: list[tuple[Connection, int]] = []
+    while not decisions:
+        if answer:
+            select.select([], [peer], [], DEADLINE_S)
+            answer = answer[peer.send(answer) :]
+        decisions = stage.serve()
+    assert decisions == [(stage.connection, FINISHED)]
+
+
+def test_peer_that_closes_is_reported(stage: Stage) -> None:
+    stage.dial()
+    stage.write(REQUEST)
+    peer = stage.accept()
+    peer.recv(1000)
+    peer.close()
+    assert stage.serve_until_decision() == [(stage.connection, PEER_CLOSED)]
+
+
+def test_peer_that_resets_is_reported(stage: Stage) -> None:
+    stage.dial()
+    stage.write(REQUEST)
+    peer = stage.accept()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    assert stage.serve_until_decision() == [(stage.connection, -errno.ECONNRESET)]
+
+
+def test_hang_up_hard_resets_and_unaccepted_counts_what_the_peer_did_not_take(stage: Stage) -> None:
+    stage.dial()
+    peer = stage.accept()
+    written = fill(stage)
+    unaccepted = stage.connection.unaccepted()
+    assert 0 < unaccepted <= stage.connection.sent < written
+    stage.connection.hang_up(True)
+    assert stage.connection.abandon("linger", unaccepted) == written - stage.ledger.delivered
+    stage.check_law()
+    with pytest.raises(ConnectionResetError):
+        while peer.recv(1 << 20):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("limits", "over"),
+    [
+        ({"limit": 1000}, OVER_CONNECTION),
+        ({"upstream_limit": 1000}, OVER_UPSTREAM),
+        ({"total": 1000}, OVER_TOTAL),
+    ],
+)
+def test_write_past_a_bound_queues_and_says_which(limits: dict[str, int], over: int) -> None:
+    stage = Stage(**limits)
+    assert stage.write(bytes(1000)) == 0
+    assert stage.write(b"x") == over
+    assert stage.connection.queued == 1001
+    stage.check_law()
+    assert stage.connection.abandon("connection_memory") == 1001
+    stage.check_law()
+    stage.close()
+
+
+def test_closed_connection_is_not_served_any_more(stage: Stage) -> None:
+    stage.dial()
+    stage.write(REQUEST)
+    peer = stage.accept()
+    stage.connection.hang_up(False)
+    peer.sendall(ANSWER)
+    assert stage.pump.serve() == (0, [])
+    assert stage.pump.open == 0
+
+
+def test_busy_connection_is_not_reported_for_each_answer_until_it_finishes(stage: Stage) -> None:
+    stage.dial()
+    stage.write(REQUEST)
+    peer = stage.accept()
+    peer.sendall(ANSWER)
+    while not stage.connection.answered:
+        stage.serve()
+    stage.write(REQUEST)
+    peer.sendall(ANSWER)
+    stage.write(REQUEST)
+    assert stage.pump.serve() == (0, [])
+    assert stage.connection.finish() == 0
+    assert stage.connection.answered == 2 * len(ANSWER)
+    peer.sendall(ANSWER)
+    assert stage.serve_until_decision() == [(stage.connection, FINISHED)]
+
+
+def test_busy_connection_reports_many_answers_at_once(stage: Stage) -> None:
+    stage.dial()
+    stage.write(REQUEST)
+    peer = stage.accept()
+    peer.sendall(ANSWER)
+    while not stage.connection.answered:
+        stage.serve()
+    for _ in range(200):
+        stage.write(REQUEST)
+        peer.sendall(ANSWER)
+    served, _ = stage.pump.serve()
+    assert served == 1
+    assert stage.connection.answered == 201 * len(ANSWER)
+
+
+def test_busy_connection_reports_the_end_at_once(stage: Stage) -> None:
+    stage.dial()
+    stage.write(REQUEST)
+    peer = stage.accept()
+    peer.sendall(ANSWER)
+    while not stage.connection.answered:
+        stage.serve()
+    stage.write(REQUEST)
+    assert peer.recv(1000)
+    peer.close()
+    assert stage.serve_until_decision() == [(stage.connection, PEER_CLOSED)]
