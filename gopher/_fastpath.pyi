@@ -40,7 +40,8 @@ class Flow:
 
 class FlowOpened:
     """Comes once, right before the first other event of its flow. A flow that never carries a byte, a FIN of a flow
-    with bytes, or a gap has no events at all (a SYN flood makes no objects): it is only counted."""
+    with bytes, or a gap has no events at all (a SYN flood makes no objects): it is only counted.
+    """
 
     @property
     def flow(self) -> Flow: ...

@@ -8,6 +8,7 @@ that prints errors and that unpacks exception groups. The default of every optio
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import ipaddress
@@ -31,6 +32,8 @@ from gopher.errors import ConfigError, GopherError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from _typeshed import SupportsWrite
 
 __all__ = ["main", "parse"]
 
@@ -180,6 +183,11 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        # What argparse does by itself from Python 3.12 on.
+        with contextlib.suppress(BrokenPipeError):
+            super().print_help(file)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message.removeprefix("argument "), hint="gopher --help explains the options")
 

@@ -1,9 +1,9 @@
 """The one Trio task that keeps many upstream sockets moving.
 
-Trio waits on the pump's epoll descriptor, not on each socket: ready sockets are then served in batches (`gopher._pump`),
-and only a connection that cannot go on by itself costs Python anything. After a batch the task rests for a moment, so
-that on a busy mirror many answers are drained in one turn instead of one turn each; it does not rest while a socket
-has refused bytes that still wait.
+Trio waits on the pump's epoll descriptor, not on each socket: ready sockets are then served in batches
+(`gopher._pump`), and only a connection that cannot go on by itself costs Python anything. After a batch the task rests
+for a moment, so that on a busy mirror many answers are drained in one turn instead of one turn each; it does not rest
+while a socket has refused bytes that still wait.
 """
 
 from __future__ import annotations

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream", "read_streams"]
 
-# Nobody waits for a file: a hole costs memory only, which is bounded, so it stays open for as long as a sender may go
-# on retransmitting. RFC 9293 section 3.8.3 asks for at least 100 s; Linux's tcp_retries2 makes it 924 s.
+# Nobody waits for a file, and what a hole or an idle connection costs is bounded by memory. So a hole stays open for as
+# long as a sender may go on retransmitting (RFC 9293 section 3.8.3 asks for at least 100 s, Linux's tcp_retries2 makes
+# it 924 s), and a silence, however long, ends nothing: clocks that jump are commoner in captures.
 _GAP_TIMEOUT_S = 924.6
+_IDLE_TIMEOUT_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def read_streams(path: str | os.PathLike[str], ports: Collection[int] | None = N
         CaptureError: the file cannot be read or is not a capture; raised by `next`, not by the call.
         ValueError: a port is out of range; likewise.
     """
-    reassembler = Reassembler(ports, gap_timeout_s=_GAP_TIMEOUT_S)
+    reassembler = Reassembler(ports, gap_timeout_s=_GAP_TIMEOUT_S, idle_timeout_s=_IDLE_TIMEOUT_S)
     open_streams: dict[Flow, _OpenStream] = {}
     with contextlib.closing(CaptureFile(path)) as capture:
         for batch in capture.batches():

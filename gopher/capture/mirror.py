@@ -25,7 +25,9 @@ from gopher._fastpath import (
     StreamGap,
 )
 from gopher._pump import Budget
-from gopher.capture.upstream import Address, DirectoryUpstream, StreamCopy, TcpUpstream, Upstream
+from gopher.capture.directory import DirectoryUpstream
+from gopher.capture.tcp import Address, TcpUpstream
+from gopher.capture.upstream import StreamCopy, Upstream
 from gopher.http.framing import RequestFramer, find_request, request_may_start
 from gopher.observe.accounts import AccountsReport
 from gopher.pump import PumpTask
@@ -255,8 +257,7 @@ class Mirror:
         Must not be cancelled in the middle: shield it.
         """
         for event in events:
-            kind = type(event)
-            if kind is StreamData:
+            if isinstance(event, StreamData):
                 if event.direction == CLIENT_TO_SERVER:
                     stream = event.flow.context
                     if stream is None:
@@ -267,20 +268,20 @@ class Mirror:
                     if full is not None:
                         for copy, over in full:
                             await self._make_room(copy, over)
-            elif kind is StreamGap:
+            elif isinstance(event, StreamGap):
                 if event.direction == CLIENT_TO_SERVER:
                     stream = event.flow.context
                     if stream is None:
                         stream = self._open_stream(event.flow)
                     stream.gap()
-            elif kind is StreamEnded:
+            elif isinstance(event, StreamEnded):
                 if event.direction == CLIENT_TO_SERVER:
                     self._close_stream(event.flow, "fin")
-            elif kind is FlowOpened:
+            elif isinstance(event, FlowOpened):
                 if not self._sampled(event.flow):
                     self._sampled_out += 1
                     self.reassembler.ignore(event.flow)
-            elif kind is FlowClosed:
+            elif isinstance(event, FlowClosed):
                 self._close_stream(event.flow, event.reason)
 
     def _sampled(self, flow: Flow) -> bool:
@@ -318,7 +319,9 @@ class Mirror:
         self._not_joined += not stream.joined
 
     def _decide(self, connection: Connection, outcome: int) -> None:
-        connection.owner.upstream.outcome(connection, outcome)
+        copy = connection.owner
+        assert isinstance(copy, StreamCopy)
+        copy.upstream.outcome(connection, outcome)
 
     async def _make_room(self, copy: StreamCopy, over: str) -> None:
         patience = self._patience[copy.upstream]

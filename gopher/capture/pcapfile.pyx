@@ -17,9 +17,10 @@ import os
 import struct
 import zlib
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -304,11 +305,12 @@ cdef class CaptureFile:
 
     cdef readonly bint truncated
     cdef str _path
-    cdef object _raw
-    cdef object _file  # what the capture is read from: _raw, or its decompression
+    cdef object _file
+    cdef object _readinto  # one read of the file, or of what it is when decompressed
     cdef Parser _parser
     cdef bytes _buffer  # handed out with batches, so it is replaced and never changed
     cdef size_t _position  # of the first byte in the buffer not yet given
+    cdef size_t _end  # of what was read into the buffer
     cdef bint _finished
 
     def __cinit__(self, path):
@@ -316,16 +318,14 @@ cdef class CaptureFile:
         self._path = os.fspath(path)
         self._buffer = b""
         try:
-            self._raw = open(self._path, "rb")
+            self._file = open(self._path, "rb")
         except OSError as exc:
             raise CaptureError(f"cannot read {self._path}: {exc.strerror}") from exc
-        self._file = self._raw
         try:
-            if self._begins_with(b"\x1f\x8b"):
-                self._file = gzip.GzipFile(fileobj=self._raw)
-            while len(self._buffer) < PCAP_HEADER_BYTES and self._fill(PCAP_HEADER_BYTES):
-                pass
-            self._recognise()
+            self._begin()
+        except OSError as exc:
+            self.close()
+            raise CaptureError(f"cannot read {self._path}: {exc.strerror}") from exc
         except BaseException:
             self.close()
             raise
@@ -334,27 +334,35 @@ cdef class CaptureFile:
         PyMem_RawFree(self._parser.interfaces)
         self._parser.interfaces = NULL
 
-    cdef bint _begins_with(self, bytes magic) except -1:
-        try:
-            return self._raw.peek(len(magic))[:len(magic)] == magic
-        except OSError as exc:
-            raise CaptureError(f"cannot read {self._path}: {exc.strerror}") from exc
+    cdef int _begin(self) except -1:
+        head = self._file.peek(2)
+        if head[:2] == b"\x1f\x8b":
+            # Not readinto(): it would lose what comes right before a damage.
+            self._readinto = gzip.GzipFile(fileobj=self._file).readinto1
+        else:
+            # Past the buffer of the file object, which would wait for a pipe to fill it.
+            self._buffer = self._file.read(len(head))
+            self._end = len(self._buffer)
+            self._readinto = self._file.raw.readinto
+        while self._end < PCAP_HEADER_BYTES and self._fill(PCAP_HEADER_BYTES):
+            pass
+        return self._recognise()
 
     cdef int _recognise(self) except -1:
         cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(self._buffer)
         cdef Parser* parser = &self._parser
         cdef uint32_t magic
         cdef bint swapped
-        if not self._buffer:
+        if self._end == 0:
             raise CaptureError(f"{self._path} is empty")
-        if len(self._buffer) >= 4:
+        if self._end >= 4:
             if _u32(p, False) == SECTION_HEADER:
                 parser.is_pcapng = True
                 return 0
             for swapped in (False, True):
                 magic = _u32(p, swapped)
                 if magic == PCAP_MICROSECONDS or magic == PCAP_NANOSECONDS or magic == PCAP_MODIFIED:
-                    if len(self._buffer) < PCAP_HEADER_BYTES:
+                    if self._end < PCAP_HEADER_BYTES:
                         raise CaptureError(f"{self._path} ends within its file header")
                     parser.swapped = swapped
                     parser.linktype = _u32(p + 20, swapped) & LINKTYPE_MASK
@@ -363,24 +371,28 @@ cdef class CaptureFile:
                     self._position = PCAP_HEADER_BYTES
                     return 0
         raise CaptureError(
-            f"{self._path} is not a capture file: it starts with {self._buffer[:8]!r}",
+            f"{self._path} is not a capture file: it starts with {self._buffer[:self._end][:8]!r}",
             hint="accepted are pcap and pcapng, as they are or compressed with gzip",
         )
 
     cdef bint _fill(self, size_t wanted_bytes) except -1:
         """Put more behind what is left of the buffer. False: the file has nothing more."""
-        cdef size_t left = len(self._buffer) - self._position
-        cdef bytes chunk = b""
+        cdef size_t left = self._end - self._position
+        cdef size_t capacity = max(<size_t>CHUNK_BYTES, wanted_bytes)
+        cdef bytes buffer = PyBytes_FromStringAndSize(NULL, capacity)
+        cdef char* p = PyBytes_AS_STRING(buffer)  # written to only here, before anyone else has seen the object
+        cdef size_t count = 0
+        memcpy(p, PyBytes_AS_STRING(self._buffer) + self._position, left)
         try:
-            # Not read(): it would lose the end of a damaged gzip file, and wait for a pipe to fill the chunk.
-            chunk = self._file.read1(max(<size_t>CHUNK_BYTES, wanted_bytes - left))
+            count = self._readinto(PyMemoryView_FromMemory(p + left, capacity - left, PyBUF_WRITE))
         except (EOFError, gzip.BadGzipFile, zlib.error):
             self.truncated = True
         except OSError as exc:
             raise CaptureError(f"cannot read {self._path}: {exc.strerror}") from exc
-        self._buffer = self._buffer[self._position :] + chunk
+        self._buffer = buffer
         self._position = 0
-        return len(chunk) > 0
+        self._end = left + count
+        return count > 0
 
     def next_batch(self, uint32_t max_packets=512):
         cdef bytes index
@@ -388,20 +400,18 @@ cdef class CaptureFile:
         cdef const uint8_t* data
         cdef Scan scan
         cdef Stop stop
-        cdef size_t end
         if max_packets == 0:
             raise ValueError("max_packets must be at least 1")
         while not self._finished:
             index = PyBytes_FromStringAndSize(NULL, max_packets * sizeof(Record))
             records = <Record*>PyBytes_AS_STRING(index)  # written to only here, before anyone else has seen it
             data = <const uint8_t*>PyBytes_AS_STRING(self._buffer)
-            end = len(self._buffer)
             scan = Scan(position=self._position, wanted_bytes=0, packets=0, linktype=0)
             with nogil:
                 if self._parser.is_pcapng:
-                    stop = _scan_pcapng(&self._parser, data, end, records, max_packets, &scan)
+                    stop = _scan_pcapng(&self._parser, data, self._end, records, max_packets, &scan)
                 else:
-                    stop = _scan_pcap(&self._parser, data, end, records, max_packets, &scan)
+                    stop = _scan_pcap(&self._parser, data, self._end, records, max_packets, &scan)
             self._position = scan.position
             if stop == NO_MEMORY:
                 raise MemoryError
@@ -412,7 +422,7 @@ cdef class CaptureFile:
                 self.truncated = True
                 self._finished = True
             elif not self._fill(scan.wanted_bytes):
-                self.truncated = self.truncated or len(self._buffer) > 0
+                self.truncated = self.truncated or self._end > 0
                 self._finished = True
         return None
 
@@ -423,7 +433,6 @@ cdef class CaptureFile:
     def close(self):
         self._finished = True
         self._file.close()
-        self._raw.close()
 
     def __enter__(self):
         return self

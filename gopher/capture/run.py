@@ -7,14 +7,12 @@ line. They share one thread; intake and time-outs take turns through a lock beca
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import shutil
 import signal
 import socket
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +21,7 @@ import trio
 from gopher.capture.mirror import Mirror
 from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.source import FileSource, open_source
-from gopher.capture.upstream import Address, resolve
+from gopher.capture.tcp import Address, resolve
 from gopher.errors import ConfigError
 from gopher.observe.report import to_table, write_report
 from gopher.observe.terminal import status_line

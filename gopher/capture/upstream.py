@@ -1,140 +1,63 @@
-"""One upstream of the mirror: its addresses, its health, its account, and what it gets of each captured stream.
+"""What one upstream gets of each captured stream, and the account of it.
 
-Takes the bytes of captured streams from `gopher.capture.mirror` and hands them to connections of `gopher._pump` (or to
-files). Everything here is decided at once, nothing waits: dialling, lingering and time-outs are driven by the pump's
-outcomes and by `Upstream.tick`.
+Takes the bytes of captured streams from `gopher.capture.mirror` and hands them to outlets: connections
+(`gopher.capture.tcp`) or files (`gopher.capture.directory`). Everything here is decided at once, nothing waits.
 
 What it keeps true:
 
 * Bytes of one captured stream reach the upstream in order and without a hole, on one connection at a time; after a cut
   they go on at the first byte of a later request, on a new connection.
 * A connection that gopher cuts short counts none of its bytes as delivered.
-* A dead upstream costs one dial per back-off period.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-import struct
-from collections import deque
-from pathlib import Path
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Protocol
 
-import trio
-
-from gopher._pump import FINISHED, OVER_CONNECTION, OVER_TOTAL, OVER_UPSTREAM, PEER_CLOSED, Connection, Ledger
-from gopher.errors import ConfigError, UpstreamError
+from gopher._pump import OVER_CONNECTION, OVER_TOTAL, OVER_UPSTREAM, Ledger
 from gopher.observe.accounts import ConnectionAccount, UpstreamAccount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gopher._pump import Budget, Pump
+    from gopher._pump import Budget
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
 
-__all__ = ["Address", "Backoff", "DirectoryUpstream", "StreamCopy", "TcpUpstream", "Upstream", "resolve"]
+__all__ = ["Outlet", "StreamCopy", "Upstream"]
 
 _OVER_REASONS: Final = {
     OVER_CONNECTION: "connection_memory",
     OVER_UPSTREAM: "upstream_memory",
     OVER_TOTAL: "total_memory",
 }
-_ERRNO_REASONS: Final = {
-    errno.ECONNREFUSED: "refused",
-    errno.ETIMEDOUT: "connect_timeout",
-    errno.ECONNRESET: "reset",
-    errno.EPIPE: "closed",
-    errno.EMFILE: "no_descriptors",
-    errno.ENFILE: "no_descriptors",
-}
 
 
-class Address:
-    """Where to connect: what connect(2) wants, and what people and packet filters want."""
+class Outlet(Protocol):
+    """What a `StreamCopy` writes to: a `gopher._pump.Connection`, or a file."""
 
-    __slots__ = ("family", "host", "port", "sockaddr")
+    @property
+    def sent(self) -> int:
+        """Bytes accepted so far."""
 
-    def __init__(self, family: int, host: str, port: int, scope_id: int = 0) -> None:
-        self.family = family
-        self.host = host
-        self.port = port
-        packed = socket.inet_pton(family, host)
-        if family == socket.AF_INET:
-            self.sockaddr = struct.pack("=H", family) + struct.pack("!H4s8x", port, packed)
-        else:
-            self.sockaddr = (
-                struct.pack("=H", family) + struct.pack("!HI16s", port, 0, packed) + struct.pack("=I", scope_id)
-            )
+    @property
+    def queued(self) -> int:
+        """Bytes that wait."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has been hung up, or never was open."""
 
-async def resolve(config: UpstreamConfig) -> list[Address]:
-    """All addresses of a TCP upstream, in the resolver's order.
+    def write(self, data: bytes) -> int:
+        """Send now or later. Returns 0, a bound that is exceeded (`OVER_…`), or a negative errno; see `Connection`."""
 
-    Raises:
-        ConfigError: the name does not resolve.
-    """
-    try:
-        found = await trio.socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise ConfigError(
-            f"upstream {config.name}: cannot resolve {config.host!r}: {reason}",
-            hint="check the spelling, or give an IP address",
-        ) from exc
-    addresses = []
-    for family, _, _, _, sockaddr in found:
-        # An IPv6 address may come with its scope, as in fe80::1%eth0.
-        host = str(sockaddr[0]).partition("%")[0]
-        scope_id = sockaddr[3] if len(sockaddr) > 3 else 0
-        addresses.append(Address(family, host, sockaddr[1], scope_id))
-    return addresses
+    def unaccepted(self) -> int:
+        """Bytes among `sent` that the far side has not acknowledged."""
 
+    def hang_up(self, hard: bool) -> None:
+        """Close; `hard` discards what is on its way."""
 
-class Backoff:
-    """When a failing upstream may be tried again. Sans-I/O.
-
-    The first failure closes the gate for `FIRST_S`, each further one for twice as long, up to `LIMIT_S`; when the
-    time is over one attempt passes and the gate closes again until its outcome is known.
-    """
-
-    FIRST_S: Final = 0.1
-    LIMIT_S: Final = 2.0
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        """Why the upstream is avoided; None while it is healthy."""
-        self._delay_s = self.FIRST_S
-        self._retry_at_s = 0.0
-        self._probing = False
-
-    def permits(self, now_s: float) -> bool:
-        """Whether to dial now; a yes while failing is the one attempt of this period."""
-        if self.reason is None:
-            return True
-        if now_s < self._retry_at_s:
-            return False
-        self._retry_at_s = now_s + self._delay_s
-        self._probing = True
-        return True
-
-    def failed(self, now_s: float, reason: str) -> None:
-        """An attempt failed. Attempts that were under way together fail together: that is one failure."""
-        if self.reason is None:
-            self._delay_s = self.FIRST_S
-        elif self._probing:
-            self._delay_s = min(2 * self._delay_s, self.LIMIT_S)
-        else:
-            return
-        self.reason = reason
-        self._probing = False
-        self._retry_at_s = now_s + self._delay_s
-
-    def succeeded(self) -> None:
-        """The upstream works."""
-        self.reason = None
+    def abandon(self, reason: str, unaccepted: int = 0) -> int:
+        """Shed what is queued and `unaccepted` of what was sent. Returns how many bytes that were."""
 
 
 class StreamCopy:
@@ -306,22 +229,7 @@ class StreamCopy:
             self.upstream.settle(self._shed_first)
 
 
-class Outlet(Protocol):
-    """What a `StreamCopy` writes to: a `gopher._pump.Connection`, or a file."""
-
-    @property
-    def sent(self) -> int: ...
-    @property
-    def queued(self) -> int: ...
-    @property
-    def closed(self) -> bool: ...
-    def write(self, data: bytes) -> int: ...
-    def unaccepted(self) -> int: ...
-    def hang_up(self, hard: bool) -> None: ...
-    def abandon(self, reason: str, unaccepted: int = 0) -> int: ...
-
-
-class Upstream:
+class Upstream(ABC):
     """What TCP and directory upstreams share: the account."""
 
     def __init__(self, config: UpstreamConfig, limits: MirrorConfig, total: Budget) -> None:
@@ -333,21 +241,23 @@ class Upstream:
         self.connections_pending = 0
         self.dials = 0
 
+    @abstractmethod
     def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
         """A new connection for `copy`, or the reason why there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outcome(self, connection: Outlet, outcome: int) -> None:
         """A connection reports `FINISHED`, `PEER_CLOSED` or a negative errno."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, connection: Outlet, *, reset: bool = False) -> None:
         """No more bytes for this connection; `reset` it when it has got its answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tick(self, now_s: float) -> None:
         """Apply what is due at `now_s`."""
 
+    @abstractmethod
     def abort(self, reason: str) -> None:
         """Cut every connection that still waits for something."""
 
@@ -379,251 +289,3 @@ class Upstream:
             dials=self.dials,
             response_bytes=ledger.responses,
         )
-
-
-class TcpUpstream(Upstream):
-    """Mirrored streams go to a host and port.
-
-    Args:
-        addresses: tried in turn until one accepts; at least one.
-        pump: serves the connections.
-        clock: seconds, monotonic.
-    """
-
-    # One connection that dies unanswered may be the fault of its own request; this many in a row are the upstream's.
-    UNANSWERED_LIMIT: Final = 8
-
-    def __init__(
-        self,
-        config: UpstreamConfig,
-        limits: MirrorConfig,
-        total: Budget,
-        addresses: list[Address],
-        pump: Pump,
-        clock: Callable[[], float] = trio.current_time,
-    ) -> None:
-        super().__init__(config, limits, total)
-        self.addresses = addresses
-        self.backoff = Backoff()
-        self._pump = pump
-        self._clock = clock
-        self._connect_timeout_s = limits.connect_timeout_s
-        self._linger_s = limits.linger_s
-        self._preferred = 0
-        self._unanswered = 0
-        self._signs_of_life: tuple[int, int] = (0, 0)
-        # Each has one time-out for all, so it is in the order of its deadlines.
-        self._connecting: deque[tuple[float, Connection]] = deque()
-        self._lingering: deque[tuple[float, Connection]] = deque()
-
-    def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
-        now_s = self._clock()
-        self._notice_recovery()
-        if not self.backoff.permits(now_s):
-            assert self.backoff.reason is not None
-            return self.backoff.reason
-        connection = Connection(self._pump, self.ledger, requests, base, copy)
-        connection.attempts_left = len(self.addresses)
-        failure = self._dial(connection, now_s)
-        if failure:
-            return self._dial_failed(failure)
-        return connection
-
-    def _dial(self, connection: Connection, now_s: float) -> int:
-        """Dial addresses in turn until one does not fail at once. Returns 0 or a negative errno."""
-        failure = 0
-        while connection.attempts_left > 0:
-            connection.attempts_left -= 1
-            self.dials += 1
-            address = self.addresses[self._preferred]
-            failure = connection.dial(address.family, address.sockaddr)
-            if failure == 0:
-                while self._connecting and not self._connecting[0][1].connecting:
-                    self._connecting.popleft()
-                self._connecting.append((now_s + self._connect_timeout_s, connection))
-                return 0
-            self._preferred = (self._preferred + 1) % len(self.addresses)
-        return failure
-
-    def _dial_failed(self, failure: int) -> str:
-        reason = _ERRNO_REASONS.get(-failure, "unreachable")
-        # Our own lack of descriptors says nothing about the upstream.
-        if reason != "no_descriptors":
-            self._failed(reason)
-        return reason
-
-    def _failed(self, reason: str) -> None:
-        self.backoff.failed(self._clock(), reason)
-        self._signs_of_life = (self.ledger.established, self.ledger.responses)
-
-    def _notice_recovery(self) -> None:
-        if self.backoff.reason is None:
-            return
-        established, responses = self._signs_of_life
-        # An upstream that accepts and resets is not well again because it accepts.
-        accepts_counts = self._unanswered < self.UNANSWERED_LIMIT
-        if self.ledger.responses != responses or (accepts_counts and self.ledger.established != established):
-            self._recovered()
-
-    def _recovered(self) -> None:
-        self._unanswered = 0
-        self.backoff.succeeded()
-
-    def outcome(self, connection: Outlet, outcome: int) -> None:
-        assert isinstance(connection, Connection)
-        copy = connection.owner
-        assert isinstance(copy, StreamCopy)
-        if outcome == FINISHED or (outcome == PEER_CLOSED and connection.finishing and not connection.queued):
-            self._recovered()
-            copy.done(connection, reset=connection.reset_at_end)
-            return
-        if connection.connecting:
-            self._retry(connection, copy, outcome)
-            return
-        reason = "closed" if outcome == PEER_CLOSED else _ERRNO_REASONS.get(-outcome, "reset")
-        if connection.answered == 0:
-            self._unanswered += 1
-            if self._unanswered >= self.UNANSWERED_LIMIT:
-                self._failed(reason)
-        else:
-            self._unanswered = 0
-        copy.lost(connection, reason)
-
-    def _retry(self, connection: Connection, copy: StreamCopy, failure: int) -> None:
-        """An attempt to connect failed: go to the next address, or shed what is queued."""
-        connection.hang_up(True)
-        if connection.attempts_left:
-            self._preferred = (self._preferred + 1) % len(self.addresses)
-            failure = self._dial(connection, self._clock())
-            if failure == 0:
-                return
-        copy.lost(connection, self._dial_failed(failure))
-
-    def finish(self, connection: Outlet, *, reset: bool = False) -> None:
-        assert isinstance(connection, Connection)
-        connection.reset_at_end = reset
-        outcome = connection.finish()
-        if outcome:
-            self.outcome(connection, outcome)
-        else:
-            while self._lingering and self._lingering[0][1].closed:
-                self._lingering.popleft()
-            self._lingering.append((self._clock() + self._linger_s, connection))
-
-    def tick(self, now_s: float) -> None:
-        while self._connecting and self._connecting[0][0] <= now_s:
-            _, connection = self._connecting.popleft()
-            if connection.connecting:
-                self.outcome(connection, -errno.ETIMEDOUT)
-        while self._lingering and self._lingering[0][0] <= now_s:
-            self._linger_over(self._lingering.popleft()[1], "linger")
-
-    def abort(self, reason: str) -> None:
-        while self._lingering:
-            self._linger_over(self._lingering.popleft()[1], reason)
-
-    def _linger_over(self, connection: Connection, reason: str) -> None:
-        copy = connection.owner
-        assert isinstance(copy, StreamCopy)
-        if not connection.closed:
-            copy.expire(connection, reason)
-
-
-class DirectoryUpstream(Upstream):
-    """Mirrored streams go into files `CLIENTIP.PORT-SERVERIP.PORT`, to look at what would be sent.
-
-    A stream that has a gap, and one whose name is taken, goes on in a file with `.2`, `.3`, … appended.
-
-    Raises:
-        UpstreamError: the directory cannot be made or written to.
-    """
-
-    def __init__(self, config: UpstreamConfig, limits: MirrorConfig, total: Budget) -> None:
-        super().__init__(config, limits, total)
-        self._directory = Path(config.path)
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise UpstreamError(
-                f"upstream {config.name}: cannot make the directory: {exc.strerror}", hint="name one you may write to"
-            ) from exc
-        if not os.access(self._directory, os.W_OK | os.X_OK):
-            raise UpstreamError(
-                f"upstream {config.name}: the directory is not writable", hint="name one you may write to"
-            )
-
-    def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
-        self.dials += 1
-        number = 1
-        while True:
-            name = copy.name if number == 1 else f"{copy.name}.{number}"
-            try:
-                descriptor = os.open(
-                    self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-                )
-            except FileExistsError:
-                number += 1
-            except OSError as exc:
-                return "no_descriptors" if exc.errno in (errno.EMFILE, errno.ENFILE) else "write_failed"
-            else:
-                return FileOutlet(descriptor, self.ledger, copy)
-
-    def outcome(self, connection: Outlet, outcome: int) -> None:
-        assert isinstance(connection, FileOutlet)
-        connection.owner.lost(connection, "write_failed")
-
-    def finish(self, connection: Outlet, *, reset: bool = False) -> None:
-        assert isinstance(connection, FileOutlet)
-        connection.owner.done(connection, reset=reset)
-
-
-class FileOutlet:
-    """A file that gets the bytes of one stream. Writes block: a disk is not an upstream that may stall."""
-
-    __slots__ = ("_descriptor", "_ledger", "owner", "queued", "sent")
-
-    def __init__(self, descriptor: int, ledger: Ledger, owner: StreamCopy) -> None:
-        self.owner = owner
-        self.sent = 0
-        self.queued = 0
-        self._descriptor = descriptor
-        self._ledger = ledger
-
-    @property
-    def closed(self) -> bool:
-        """Whether the file is closed."""
-        return self._descriptor < 0
-
-    def write(self, data: bytes) -> int:
-        """Append. Returns 0 or a negative errno, with what could not be written queued."""
-        view = memoryview(data)
-        while view:
-            try:
-                written = os.write(self._descriptor, view)
-            except OSError as exc:
-                self.queued += len(view)
-                self._ledger.pending += len(view)
-                return -(exc.errno or errno.EIO)
-            self.sent += written
-            self._ledger.delivered += written
-            view = view[written:]
-        return 0
-
-    def unaccepted(self) -> int:
-        """Bytes that were sent and may still be lost: none."""
-        return 0
-
-    def hang_up(self, hard: bool) -> None:
-        """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def abandon(self, reason: str, unaccepted: int = 0) -> int:
-        """Shed what is queued, and `unaccepted` bytes of what was written."""
-        length = self.queued
-        self.queued = 0
-        self._ledger.pending -= length
-        self._ledger.delivered -= unaccepted
-        self._ledger.add_shed(reason, length + unaccepted)
-        return length + unaccepted

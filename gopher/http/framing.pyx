@@ -133,11 +133,6 @@ cdef inline void _complete(HttpFramer* framer) noexcept nogil:
     framer.state = START
 
 
-cdef inline void _turn_opaque(HttpFramer* framer) noexcept nogil:
-    framer.opaque = 1
-    framer.body_left = 0
-
-
 cdef void http_framer_skip(HttpFramer* framer, uint64_t length) noexcept nogil:
     framer.body_left -= length
     if framer.body_left == 0:
@@ -174,9 +169,9 @@ cdef inline void _end_request_head(HttpFramer* framer) noexcept nogil:
     """RFC 9112 section 6.3, as far as it is about requests."""
     if framer.connect_bits >> ((framer.started - 1) & 63) & 1:
         _complete(framer)
-        _turn_opaque(framer)
+        framer.opaque = 1
     elif framer.coding == CODING_OTHER:
-        _turn_opaque(framer)  # "the message body length cannot be determined reliably"
+        framer.opaque = 1  # "the message body length cannot be determined reliably"
     elif framer.coding == CODING_CHUNKED or framer.has_length:
         _begin_body(framer)
     else:
@@ -193,13 +188,13 @@ cdef inline void _end_response_head(HttpFramer* framer, const HttpFramer* reques
         return
     if requests != NULL and k < requests.started:
         if requests.started - k > 64:
-            _turn_opaque(framer)
+            framer.opaque = 1
             return
         to_head = requests.head_bits >> (k & 63) & 1
         to_connect = requests.connect_bits >> (k & 63) & 1
     if framer.status == 101 or (to_connect and framer.status < 300):
         _complete(framer)
-        _turn_opaque(framer)
+        framer.opaque = 1
     elif to_head or framer.status == 204 or framer.status == 304:
         _complete(framer)
     elif framer.coding == CODING_CHUNKED or (framer.coding == CODING_NONE and framer.has_length):
@@ -278,7 +273,7 @@ cdef void _read_field(HttpFramer* framer, const uint8_t* line, Py_ssize_t length
     # RFC 9112 section 5.1: "No whitespace is allowed between the field name and colon": some servers ignore such a
     # line, some do not.
     if name == held or line[name] != COLON or length > HTTP_CARRY:
-        _turn_opaque(framer)
+        framer.opaque = 1
         return
     framer.foldable = 1
     if line[length - 1] == CR:
@@ -287,7 +282,7 @@ cdef void _read_field(HttpFramer* framer, const uint8_t* line, Py_ssize_t length
     if name == 18:
         _read_transfer_encoding(framer, line + name, length - name)
     elif not _read_content_length(framer, line + name, length - name):
-        _turn_opaque(framer)
+        framer.opaque = 1
 
 
 cdef inline const uint8_t* _find(const uint8_t* p, const uint8_t* end, uint8_t c) noexcept nogil:
@@ -342,7 +337,7 @@ cdef const uint8_t* _feed_lines(HttpFramer* framer, const uint8_t* p, const uint
                 return end
         elif kind == LINE_FOLDED:
             if framer.foldable:
-                _turn_opaque(framer)
+                framer.opaque = 1
                 return end
         else:
             framer.foldable = 0
@@ -363,7 +358,7 @@ cdef inline const uint8_t* _feed_method(HttpFramer* framer, const uint8_t* p, co
     if p == end:
         return end
     if p[0] != SPACE:
-        _turn_opaque(framer)
+        framer.opaque = 1
         return end
     bit = <uint64_t>1 << ((framer.started - 1) & 63)
     if word == WORD_HEAD:
@@ -379,14 +374,14 @@ cdef inline const uint8_t* _feed_target(HttpFramer* framer, const uint8_t* p, co
     cdef const uint8_t* space = _find(p, end, SPACE)
     cdef const uint8_t* stop = space if space != NULL else end
     if _find(p, stop, LF) != NULL:
-        _turn_opaque(framer)  # HTTP/0.9, or another protocol of lines
+        framer.opaque = 1  # HTTP/0.9, or another protocol of lines
         return end
     if stop > p:
         framer.position = 1
     if space == NULL:
         return end
     if framer.position == 0:
-        _turn_opaque(framer)
+        framer.opaque = 1
         return end
     framer.state = VERSION
     framer.position = 0
@@ -415,7 +410,7 @@ cdef inline const uint8_t* _feed_version(HttpFramer* framer, const uint8_t* p, c
     else:
         framer.position = position
         return end
-    _turn_opaque(framer)
+    framer.opaque = 1
     return end
 
 
@@ -450,7 +445,7 @@ cdef inline const uint8_t* _feed_status(HttpFramer* framer, const uint8_t* p, co
     else:
         framer.position = position
         return end
-    _turn_opaque(framer)
+    framer.opaque = 1
     return end
 
 
@@ -461,7 +456,7 @@ cdef inline const uint8_t* _feed_chunk_size(HttpFramer* framer, const uint8_t* p
         if digit < 0:
             break
         if framer.number >> 59:  # one more digit would not fit into 63 bits
-            _turn_opaque(framer)
+            framer.opaque = 1
             return end
         framer.number = framer.number << 4 | <uint64_t>digit
         framer.position = 1
@@ -471,7 +466,7 @@ cdef inline const uint8_t* _feed_chunk_size(HttpFramer* framer, const uint8_t* p
     if framer.position and (p[0] == LF or p[0] == CR or p[0] == SEMICOLON or _is_blank(p[0])):
         framer.state = CHUNK_EXTENSION
         return p
-    _turn_opaque(framer)
+    framer.opaque = 1
     return end
 
 
@@ -500,26 +495,23 @@ cdef inline const uint8_t* _feed_chunk_end(HttpFramer* framer, const uint8_t* p)
     elif p[0] == CR and framer.position == 0:
         framer.position = 1
     else:
-        _turn_opaque(framer)
+        framer.opaque = 1
     return p + 1
 
 
 cdef inline void _begin_message(HttpFramer* framer, uint8_t c) noexcept nogil:
     """At the first byte of a request or status line, which is then read again."""
-    cdef uint64_t bit
     if framer.role == HTTP_RESPONSE:
         framer.state = STATUS
         framer.status = 0
         framer.position = 0
     elif IS_TOKEN[c]:
-        bit = <uint64_t>1 << (framer.started & 63)
-        framer.head_bits &= ~bit
-        framer.connect_bits &= ~bit
+        framer.head_bits &= ~(<uint64_t>1 << (framer.started & 63))     # connect_bits: nothing follows a CONNECT
         framer.started += 1
         framer.state = METHOD
         framer.number = 0
     else:
-        _turn_opaque(framer)
+        framer.opaque = 1
 
 
 cdef Py_ssize_t http_framer_feed(HttpFramer* framer, const HttpFramer* requests,
@@ -551,7 +543,7 @@ cdef Py_ssize_t http_framer_feed(HttpFramer* framer, const HttpFramer* requests,
             if p[0] == LF:
                 _end_head(framer, requests)
             else:
-                _turn_opaque(framer)  # a bare CR: some servers end the line here, some do not
+                framer.opaque = 1  # a bare CR: some servers end the line here, some do not
             p += 1
         elif framer.state == SKIP:
             p = _find(p, end, LF)

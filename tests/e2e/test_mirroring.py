@@ -158,7 +158,9 @@ def test_protocol_that_is_not_http_is_mirrored_from_the_next_connection(host):
                 shadow.wait_received(len(chatter[1] + chatter[2]))
             shadow.wait_ended(1)
     assert shadow.streams == [chatter[1] + chatter[2]]
-    assert only_upstream(gopher.report)["delivered_bytes"] == len(chatter[1] + chatter[2])
+    account = only_upstream(gopher.report)
+    assert account["delivered_bytes"] == len(chatter[1] + chatter[2])
+    assert account["shed"] == {"joined": len(chatter[1])}
 
 
 @pytest.mark.parametrize("interface", ["any", "lo"])

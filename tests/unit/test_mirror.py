@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gopher._pump import Budget
+from gopher.capture.directory import DirectoryUpstream
 from gopher.capture.mirror import HEAD_LIMIT_BYTES, MirroredStream, Patience
-from gopher.capture.upstream import DirectoryUpstream, StreamCopy
+from gopher.capture.upstream import StreamCopy
 from gopher.config import MirrorConfig, UpstreamConfig
 
 if TYPE_CHECKING:

@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gopher._pump import FINISHED, OVER_CONNECTION, OVER_TOTAL, OVER_UPSTREAM, PEER_CLOSED, Budget, Connection, Ledger, Pump
-from gopher.capture.upstream import Address
+from gopher._pump import (
+    FINISHED,
+    OVER_CONNECTION,
+    OVER_TOTAL,
+    OVER_UPSTREAM,
+    PEER_CLOSED,
+    Budget,
+    Connection,
+    Ledger,
+    Pump,
+)
+from gopher.capture.tcp import Address
 from gopher.http.framing import RequestFramer
 
 if TYPE_CHECKING:
@@ -88,6 +98,11 @@ def fill(stage: Stage) -> int:
         assert stage.write(block) == 0
         written += len(block)
     return written
+
+
+def read_to_end(peer: socket.socket) -> None:
+    while peer.recv(1 << 20):
+        pass
 
 
 def test_write_reaches_the_peer(stage: Stage) -> None:
@@ -251,8 +266,7 @@ def test_hang_up_hard_resets_and_unaccepted_counts_what_the_peer_did_not_take(st
     assert stage.connection.abandon("linger", unaccepted) == written - stage.ledger.delivered
     stage.check_law()
     with pytest.raises(ConnectionResetError):
-        while peer.recv(1 << 20):
-            pass
+        read_to_end(peer)
 
 
 @pytest.mark.parametrize(

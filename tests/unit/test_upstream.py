@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gopher._pump import Budget, Pump
-from gopher.capture.upstream import Address, Backoff, DirectoryUpstream, StreamCopy, TcpUpstream
+from gopher.capture.directory import DirectoryUpstream
+from gopher.capture.tcp import Address, Backoff, TcpUpstream
+from gopher.capture.upstream import StreamCopy
 from gopher.config import MirrorConfig, UpstreamConfig
 from gopher.errors import UpstreamError
 from gopher.http.framing import RequestFramer
