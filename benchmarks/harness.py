@@ -95,6 +95,22 @@ def pinned(core: int, *command: str | Path) -> list[str]:
     return ["taskset", "-c", str(core), *map(str, command)]
 
 
+def process_cpu_s(pid: int) -> tuple[float, float]:
+    """User and system seconds of a process so far, threads that ended included; 10 ms resolution.
+
+    The sum is exact to that, the split is the kernel's estimate from timer ticks.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / _TICKS_PER_S, int(fields[12]) / _TICKS_PER_S
+
+
+def core_busy_s(core: int) -> float:
+    """Seconds that a core has worked so far, for whomever (proc(5), /proc/stat; time stolen by the host included)."""
+    line = re.search(rf"^cpu{core} (.*)", Path("/proc/stat").read_text(), re.MULTILINE)[1]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[:8])
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
+
+
 def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -127,6 +143,10 @@ class Process:
     @property
     def pid(self) -> int:
         return self.popen.pid
+
+    def cpu_s(self) -> tuple[float, float]:
+        """User and system seconds of the whole process so far; see `process_cpu_s`."""
+        return process_cpu_s(self.pid)
 
     def wait_for_line(self, start: str, timeout_s: float = 10) -> None:
         deadline = time.monotonic() + timeout_s
@@ -210,6 +230,11 @@ class Nginx(Process):
         assert numbers is not None, text
         return int(numbers[1]) - self._queries
 
+    def cpu_s(self) -> tuple[float, float]:
+        """User and system seconds of the worker so far."""
+        worker = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0]
+        return process_cpu_s(int(worker))
+
     def __exit__(self, *error: object) -> None:
         self._status.close()
         if self.popen.poll() is None:
@@ -233,14 +258,6 @@ class Gopher(Process):
             cwd=ROOT,
         )
         self.wait_for_line("gopher: capturing on")
-
-    def cpu_s(self) -> tuple[float, float]:
-        """User and system seconds of the whole process so far, threads that ended included; 10 ms resolution.
-
-        The sum is exact to that, the split is the kernel's estimate from timer ticks.
-        """
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) / _TICKS_PER_S, int(fields[12]) / _TICKS_PER_S
 
     def peak_resident_mib(self) -> float:
         """High-water mark of resident memory. The capture ring is mapped, so it counts in full from the start."""

@@ -5,6 +5,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from gopher._fragments cimport FragmentTable
 from gopher._held cimport HeldQueue, HeldRun
 from gopher._memory cimport Memory
 from gopher._wire cimport FlowKey, Segment
@@ -17,6 +18,8 @@ cdef enum DirectionFlag:
     SYN_SEEN = 2                # base_seq comes from a SYN or SYN/ACK, or was acknowledged by a SYN/ACK
     WINDOW_KNOWN = 4            # the SYN itself was captured, so `scale` is right
     ENDED = 8                   # FIN in order
+    ACKED = 16                  # the other side has acknowledged in a segment without SYN: the handshake is over
+    SIGNED = 32                 # this side's SYN has a signature option
 
 cdef enum FlowFlag:
     OPENED = 1                  # has a FlowOpened event
@@ -106,6 +109,7 @@ cdef struct Counters:
     uint64_t overlaps_differing
     uint64_t segments_out_of_window
     uint64_t segments_out_of_order
+    uint64_t segments_refused
 
 cdef struct Table:
     # -- settings --------------------------------------------------------------------------------------------------
@@ -117,6 +121,7 @@ cdef struct Table:
     int64_t idle_timeout_ns
     bint both_directions
     bint any_port
+    bint decap
     uint64_t ports[1024]        # bit set of the 65,536 ports
     uint64_t seeds[3]           # secret: keeps an attacker from choosing keys that collide
     # -- the clock: capture time made monotonic ----------------------------------------------------------------------
@@ -144,6 +149,7 @@ cdef struct Table:
     HeldQueue* hole_newest
     uint64_t held_bytes
     uint64_t held_runs
+    FragmentTable fragments
     # -- what comes out of this call ---------------------------------------------------------------------------------
     OutRecord* records          # owned
     uint32_t records_count

@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     """
 
     data: Any
-    index: bytes
+    index: bytes  # type: ignore[assignment]  # hides tuple.index, which nobody needs of a batch
     linktype: int
 
 def pack_batch(packets: Iterable[tuple[int, bytes]], linktype: int) -> Batch:
@@ -132,6 +132,7 @@ class ReassemblerStatistics(NamedTuple):
     held_bytes: int  # out-of-order bytes waiting for a hole to fill (now)
     memory_bytes: int  # all that the fast path has allocated (now)
     allocations: int  # how often the fast path asked the system for memory
+    segments_refused: int  # what a kernel drops: RST out of the window, signed segments where the SYN was not signed
 
 class Reassembler:
     """Feed batches, get events. Not thread-safe; one per thread.
@@ -147,6 +148,8 @@ class Reassembler:
         idle_timeout_s: a flow without packets for this long is closed.
         overlap: whose rules decide between two versions of bytes that are still held: "linux" (default), "first",
             "last", "bsd", "solaris", "old-linux". Bytes already delivered are never revised.
+        decap: look into VXLAN, GRE, ERSPAN and IP-in-IP for the innermost TCP packet. The tunnel's number is no part of
+            a flow: tunnels that use the same addresses must not be fed to one reassembler.
 
     Raises:
         ValueError: an argument is out of range.
@@ -163,6 +166,7 @@ class Reassembler:
         gap_timeout_s: float = 2.0,
         idle_timeout_s: float = 7200.0,
         overlap: str = "linux",
+        decap: bool = False,
     ) -> None: ...
     def feed(self, batch: Batch) -> list[Event]:
         """Take in one batch. The batch is borrowed for the call only. O(packets + bytes)."""

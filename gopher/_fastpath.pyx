@@ -22,6 +22,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport INT64_MAX, UINT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
+from gopher._fragments cimport datagram_drop, fragments_clear, fragments_release_assembled, fragments_take
 from gopher._held cimport (
     HeldQueue, HeldRun, held_covered, held_end, held_free, held_front, held_insert, held_new, held_pop,
     new_wins, run_bytes, run_differs, run_free,
@@ -29,7 +30,8 @@ from gopher._held cimport (
 from gopher._memory cimport Memory, _acquire, _regrow, _release
 from gopher._seq cimport seq_diff
 from gopher._wire cimport (
-    TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, WIRE_MALFORMED, WIRE_TCP, FlowKey, Segment, parse_frame, window_shift,
+    LINK_RAW, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, WIRE_FRAGMENT, WIRE_MALFORMED, WIRE_TCP, FlowKey, Segment, be32,
+    is_signed, parse_frame, window_shift,
 )
 
 cdef extern from *:
@@ -55,11 +57,14 @@ cdef enum:
     INDEX_FIRST = 1024          # entries; a power of two
     FAR_RESYNC = 3              # far segments in a row, each behind the other, that prove a large loss
     NO_PIECE = 0xFFFFFFFF
+    SERVER_SIDE = 1             # SERVER_TO_CLIENT
+    TIMESTAMP_HEADER = 0x0101080A  # two NOPs and a timestamp option: what most segments carry (RFC 7323 appendix A)
     MAX_FLOWS_LIMIT = 1 << 24
 
 cdef int64_t NS = 1_000_000_000
 cdef int64_t LINGER_NS = 15 * NS            # a closed flow absorbs late packets this long
 cdef int64_t CLOCK_STEP_NS = 10 * NS        # time stamps that go back further are a new clock, not reordering
+cdef int64_t FRAGMENT_TIMEOUT_NS = 30 * NS  # as Linux's ipfrag_time
 cdef int64_t FAR_BYTES = 4 << 20            # further from the stream than this (or the window) is not believed at once
 cdef int64_t RST_WINDOW_BYTES = 1 << 19     # what stands in for a window that was not captured
 cdef uint64_t NO_OFFSET = UINT64_MAX
@@ -257,6 +262,7 @@ class ReassemblerStatistics(NamedTuple):
     held_bytes: int
     memory_bytes: int
     allocations: int
+    segments_refused: int
 
 
 # ---- records: what the call will return -----------------------------------------------------------------------------
@@ -924,8 +930,11 @@ cdef inline void take_ack(Table* table, FlowState* flow, int direction, const Se
     """What an acknowledgement sent in `direction` proves about the other one."""
     cdef Direction* stream = &flow.directions[1 - direction]
     cdef int64_t distance
-    if not stream.flags & SEQ_KNOWN:
-        return
+    if (stream.flags & (SEQ_KNOWN | ACKED)) != SEQ_KNOWN | ACKED:
+        if not segment.flags & TCP_SYN:
+            stream.flags |= ACKED
+        if not stream.flags & SEQ_KNOWN:
+            return
     distance = seq_diff(segment.ack, stream.base_seq + <uint32_t>stream.next_offset)
     if distance <= 0 or distance > far_limit(flow, 1 - direction):
         return
@@ -944,7 +953,8 @@ cdef inline void take_window(FlowState* flow, int direction, const Segment* segm
 cdef void take_rst(Table* table, FlowState* flow, int direction, const Segment* segment) noexcept nogil:
     """Close the flow if the RST is acceptable (RFC 5961 section 3: its sequence number must be in the window).
 
-    The exact match that RFC 5961 asks of a receiver is not asked here: what the capture missed is not known.
+    The exact match that RFC 5961 asks of a receiver is not asked here: what the capture missed is not known. Bytes in
+    the RST (RFC 9293 section 3.5.3 allows them) belong to the stream if they are in order.
     """
     cdef Direction* stream = &flow.directions[direction]
     cdef Direction* other = &flow.directions[1 - direction]
@@ -959,12 +969,17 @@ cdef void take_rst(Table* table, FlowState* flow, int direction, const Segment* 
     else:
         # Nothing else of this side was captured: it must acknowledge what the other side sent.
         if not segment.flags & TCP_ACK or not other.flags & SEQ_KNOWN:
+            table.counters.segments_refused += 1
             return
         distance = seq_diff(segment.ack, other.base_seq)
         window = <int64_t>other.next_offset + RST_WINDOW_BYTES
-    if 0 <= distance <= window:
-        flush_held(table, flow)
-        close_flow(table, flow, CLOSE_RST)
+    if distance < 0 or distance > window:
+        table.counters.segments_refused += 1
+        return
+    if segment.captured and (distance == 0 or not stream.flags & SEQ_KNOWN):
+        take_data(table, flow, direction, segment.seq, segment)
+    flush_held(table, flow)
+    close_flow(table, flow, CLOSE_RST)
 
 
 cdef void learn_syn(FlowState* flow, int direction, const Segment* segment) noexcept nogil:
@@ -974,6 +989,8 @@ cdef void learn_syn(FlowState* flow, int direction, const Segment* segment) noex
     cdef int shift = window_shift(segment)
     stream.base_seq = segment.seq + 1
     stream.flags |= SEQ_KNOWN | SYN_SEEN | WINDOW_KNOWN
+    if is_signed(segment):
+        stream.flags |= SIGNED
     stream.window = segment.window  # of a SYN: never scaled (RFC 7323 section 2.2)
     stream.shift = <uint8_t>shift if shift >= 0 else NO_SHIFT
     stream.scale = <uint8_t>shift if shift >= 0 else 0
@@ -1018,7 +1035,7 @@ cdef FlowState* take_syn(Table* table, FlowState* flow, int direction, const Seg
             if flow != NULL:
                 learn_syn(flow, direction, segment)
             return flow
-        if not stream.flags & SEQ_KNOWN and other.flags & SYN_SEEN and other.next_offset == 0 and other.held == NULL:
+        if not stream.flags & (SEQ_KNOWN | ACKED) and other.flags & SYN_SEEN:
             learn_syn(flow, direction, segment)  # simultaneous open
             return flow
         flow.flags |= CANDIDATE
@@ -1027,6 +1044,12 @@ cdef FlowState* take_syn(Table* table, FlowState* flow, int direction, const Seg
         return NULL
     if flow.flags & CANDIDATE and flow.candidate_direction == 1 - direction and segment.ack == flow.candidate_isn + 1:
         over = True
+    elif stream.flags & SEQ_KNOWN and other.flags & SYN_SEEN and segment.ack == other.base_seq:
+        # Another answer to the same SYN: of several servers or SYN cookies behind one address, the client picks one.
+        if over or stream.flags & ACKED or stream.next_offset or stream.held != NULL:
+            return NULL
+        learn_syn(flow, direction, segment)
+        return flow
     elif not stream.flags & SEQ_KNOWN and not over:
         if other.flags & SEQ_KNOWN:
             distance = seq_diff(segment.ack, other.base_seq)
@@ -1059,7 +1082,7 @@ cdef inline FlowState* begin_flow(Table* table, const Segment* segment) noexcept
     cdef bint from_server
     cdef bint to_port = table.any_port or is_port(table, segment.destination_port)
     cdef bint from_port = table.any_port or is_port(table, segment.source_port)
-    if segment.flags & TCP_RST or (segment.length == 0 and not segment.flags & TCP_SYN):
+    if segment.length == 0 and (not segment.flags & TCP_SYN or segment.flags & TCP_RST):
         return NULL
     if to_port != from_port:
         from_server = from_port
@@ -1074,11 +1097,28 @@ cdef inline FlowState* begin_flow(Table* table, const Segment* segment) noexcept
     if flow == NULL:
         return NULL
     flow.client_end = segment.sender if not from_server else 1 - segment.sender
-    if segment.flags & TCP_SYN:
+    if segment.flags & TCP_RST:
+        learn_base(flow, from_server, segment.seq)
+        flow.directions[from_server].flags &= ~SYN_SEEN
+    elif segment.flags & TCP_SYN:
         learn_syn(flow, from_server, segment)
         if segment.flags & TCP_ACK:
             learn_base(flow, not from_server, segment.ack)
     return flow
+
+
+cdef inline bint is_refused(const FlowState* flow, int direction, const Segment* segment) noexcept nogil:
+    """Whether the receiver's kernel drops the segment because it is signed and the connection is not (in Linux
+    tcp_inbound_hash): a RST or data that only the capture should believe."""
+    if segment.options_length == 0 or (
+        segment.options_length == 12 and be32(segment.options) == TIMESTAMP_HEADER
+    ):
+        return False
+    return (
+        flow.directions[direction].flags & (WINDOW_KNOWN | SIGNED) == WINDOW_KNOWN
+        and not segment.flags & TCP_SYN
+        and is_signed(segment)
+    )
 
 
 cdef void take_segment(Table* table, const Segment* segment) noexcept nogil:
@@ -1092,8 +1132,11 @@ cdef void take_segment(Table* table, const Segment* segment) noexcept nogil:
         direction = segment.sender != flow.client_end
     else:
         direction = segment.sender != flow.client_end
-        if direction == 1 and not table.both_directions:
+        if direction == SERVER_SIDE and not table.both_directions:
             table.counters.packets_other_port += 1
+            return
+        if is_refused(flow, direction, segment):
+            table.counters.segments_refused += 1
             return
         if segment.flags & TCP_SYN and not segment.flags & TCP_RST:
             flow = take_syn(table, flow, direction, segment)
@@ -1152,9 +1195,16 @@ cdef void run_timers(Table* table) noexcept nogil:
         forget_flow(table, flow)
     while table.closed_oldest != NULL and table.now_ns - table.closed_oldest.last_seen_ns >= LINGER_NS:
         forget_flow(table, table.closed_oldest)
+    while (
+        table.fragments.oldest != NULL
+        and table.now_ns - table.fragments.oldest.since_ns >= FRAGMENT_TIMEOUT_NS
+    ):
+        datagram_drop(&table.memory, &table.fragments, table.fragments.oldest)
     table.deadline_ns = INT64_MAX
+    if table.fragments.oldest != NULL:
+        table.deadline_ns = table.fragments.oldest.since_ns + FRAGMENT_TIMEOUT_NS
     if table.hole_oldest != NULL:
-        table.deadline_ns = table.hole_oldest.since_ns + table.gap_timeout_ns
+        table.deadline_ns = min(table.deadline_ns, table.hole_oldest.since_ns + table.gap_timeout_ns)
     if table.open_oldest != NULL:
         table.deadline_ns = min(table.deadline_ns, table.open_oldest.last_seen_ns + table.idle_timeout_ns)
     if table.closed_oldest != NULL:
@@ -1173,7 +1223,7 @@ cdef inline void parse_packet(Table* table, const uint8_t* data, uint64_t size, 
     if <uint64_t>fields[2] + fields[3] > size:
         segment.status = WIRE_MALFORMED
         return
-    segment.status = <uint8_t>parse_frame(linktype, data + fields[2], fields[3], segment)
+    segment.status = <uint8_t>parse_frame(linktype, table.decap, data + fields[2], fields[3], segment)
     if segment.status == WIRE_TCP:
         segment.hash = hash_key(table, &segment.key)
         if table.index != NULL:
@@ -1190,6 +1240,19 @@ cdef inline void prefetch_flow(const Table* table, const Segment* segment) noexc
         gopher_prefetch(flow + 128)
 
 
+cdef void take_fragment(Table* table, Segment* segment) noexcept nogil:
+    """If the fragment makes its packet whole, `segment` becomes what that packet is; else it stays a fragment."""
+    cdef uint32_t length
+    cdef const uint8_t* packet = fragments_take(
+        &table.memory, &table.fragments, &segment.fragment, table.now_ns, &length
+    )
+    table.deadline_ns = min(table.deadline_ns, table.now_ns + FRAGMENT_TIMEOUT_NS)
+    if packet != NULL:
+        segment.status = <uint8_t>parse_frame(LINK_RAW, table.decap, packet, length, segment)
+        if segment.status == WIRE_TCP:
+            segment.hash = hash_key(table, &segment.key)
+
+
 cdef inline void take_packet(Table* table, Segment* segment) noexcept nogil:
     cdef Counters* counters = &table.counters
     cdef bint to_port
@@ -1198,6 +1261,8 @@ cdef inline void take_packet(Table* table, Segment* segment) noexcept nogil:
     set_clock(table, segment.time_ns)
     if table.now_ns >= table.deadline_ns:
         run_timers(table)
+    if segment.status == WIRE_FRAGMENT:
+        take_fragment(table, segment)
     if segment.status != WIRE_TCP:
         if segment.status == WIRE_MALFORMED:
             counters.packets_malformed += 1
@@ -1244,6 +1309,7 @@ cdef void release_flows(Table* table) noexcept nogil:
     cdef uint32_t i
     for i in range(table.slabs_count):
         _release(memory, table.slabs[i], SLAB_FLOWS * sizeof(FlowState))
+    fragments_clear(memory, &table.fragments)
     _release(memory, table.slabs, table.slabs_capacity * sizeof(FlowState*))
     _release(memory, table.index, (<size_t>table.index_mask + 1) * sizeof(IndexEntry))
     _release(memory, table.records, table.records_capacity * sizeof(OutRecord))
@@ -1301,7 +1367,7 @@ cdef class Reassembler:
 
     def __init__(
         self, ports=None, *, both_directions=True, max_flows=131_072, flow_memory_bytes=4_194_304,
-        total_memory_bytes=67_108_864, gap_timeout_s=2.0, idle_timeout_s=7200.0, overlap="linux",
+        total_memory_bytes=67_108_864, gap_timeout_s=2.0, idle_timeout_s=7200.0, overlap="linux", decap=False,
     ):
         cdef Table* table = &self._table
         cdef uint32_t number
@@ -1315,6 +1381,7 @@ cdef class Reassembler:
         table.idle_timeout_ns = _timeout_ns(idle_timeout_s, "idle_timeout_s")
         table.policy = _overlap_bits(overlap)
         table.both_directions = both_directions
+        table.decap = decap
         table.any_port = ports is None
         for port in ports or ():
             if not 0 <= port <= 65535:
@@ -1385,7 +1452,7 @@ cdef class Reassembler:
                 if self._table.now_ns >= self._table.deadline_ns:
                     run_timers(&self._table)
             self._deliver(events)
-            if self._table.flows_now == 0:
+            if self._table.flows_now == 0 and self._table.fragments.count == 0:
                 release_flows(&self._table)
         finally:
             self._busy = False
@@ -1450,6 +1517,7 @@ cdef class Reassembler:
             held_bytes=table.held_bytes,
             memory_bytes=table.memory.bytes,
             allocations=table.memory.allocations,
+            segments_refused=counters.segments_refused,
         )
 
     def _probe_fail_after(self, int64_t acquisitions):
@@ -1488,6 +1556,7 @@ cdef class Reassembler:
                 if table.pieces[i].owner != NULL:
                     run_free(&table.memory, table.pieces[i].owner)
             table.pieces_count = 0
+            fragments_release_assembled(&table.memory, &table.fragments)
             while table.limbo != NULL:
                 flow = table.limbo
                 table.limbo = flow.older

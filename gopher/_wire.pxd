@@ -9,8 +9,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef enum WireStatus:
     WIRE_TCP
     WIRE_NOT_TCP
-    WIRE_FRAGMENT       # TCP or not: an IP fragment; `Segment.network` says where its IP header is
+    WIRE_FRAGMENT       # an IP fragment, of TCP or not: only `Segment.fragment` is filled in
     WIRE_MALFORMED
+    WIRE_TUNNEL         # a packet in a packet (between the functions below only)
 
 cdef enum:
     LENGTH_LIMIT = 1 << 24  # bytes of one segment; Linux stops at 512 KiB (GSO_MAX_SIZE), a jumbogram may claim 4 GiB
@@ -51,15 +52,29 @@ cdef enum:
 
 cdef enum:
     PROTOCOL_HOP_BY_HOP = 0
+    PROTOCOL_IPV4 = 4
     PROTOCOL_TCP = 6
+    PROTOCOL_UDP = 17
+    PROTOCOL_IPV6 = 41
     PROTOCOL_ROUTING = 43
     PROTOCOL_FRAGMENT = 44
+    PROTOCOL_GRE = 47
     PROTOCOL_AH = 51
     PROTOCOL_DESTINATION = 60
     OPTION_JUMBO = 0xC2
     TCP_OPTION_END = 0
     TCP_OPTION_NOP = 1
     TCP_OPTION_WINDOW_SCALE = 3
+    TCP_OPTION_MD5 = 19
+    TCP_OPTION_AO = 29
+
+cdef enum:
+    PORT_VXLAN = 4789
+    PORT_VXLAN_LINUX = 8472     # what Linux used before the number was assigned, and still does by default
+    GRE_ETHERNET = 0x6558
+    GRE_ERSPAN_2 = 0x88BE
+    GRE_ERSPAN_3 = 0x22EB
+    TUNNELS_MAX = 4             # packets in packets in packets ...
 
 # A flow's four-tuple without direction: the two ends in ascending order, so that both directions have one key.
 cdef struct FlowKey:
@@ -71,14 +86,22 @@ cdef struct Cursor:
     const uint8_t* at       # borrowed until feed() returns
     const uint8_t* end
 
+cdef struct Fragment:
+    # [0]: family << 56 | protocol (IPv4 only) << 32 | identification; the rest as in FlowKey, source first
+    uint64_t key[5]
+    const uint8_t* data         # borrowed until feed() returns
+    uint32_t offset             # of data in the whole packet's payload
+    uint32_t length             # bytes of data
+    uint8_t protocol            # of the payload; IPv6: meaningful in the first fragment only (RFC 8200 section 4.5)
+    bint more
+
 cdef struct Segment:
     FlowKey key
     uint64_t hash
     int64_t time_ns             # capture clock
-    const uint8_t* network      # the IP header; borrowed until feed() returns, as all pointers here
-    const uint8_t* payload
-    const uint8_t* options      # TCP options
-    uint32_t network_captured   # bytes from `network` to the end of what was captured of the frame
+    const uint8_t* payload      # borrowed until feed() returns
+    const uint8_t* options      # likewise
+    Fragment fragment
     uint32_t captured           # payload bytes that are there
     uint32_t length             # payload bytes that were on the wire; more than `captured` if the snap length cut it
     uint32_t seq
@@ -175,14 +198,15 @@ cdef inline uint32_t link_type(Cursor* cursor, int linktype) noexcept nogil:
     return ETHERTYPE_NONE
 
 cdef inline uint32_t network_type(Cursor* cursor, uint32_t ethertype) noexcept nogil:
-    """Step over tags, labels and PPPoE. Returns ETHERTYPE_IPV4, ETHERTYPE_IPV6 or ETHERTYPE_NONE.
+    """Step over tags, labels and PPPoE. Returns ETHERTYPE_ANY_IP or ETHERTYPE_NONE.
 
     Ends because each round consumes at least four bytes.
     """
     cdef bint bottom
     while True:
-        if ethertype == ETHERTYPE_IPV4 or ethertype == ETHERTYPE_IPV6:
-            return ethertype
+        if ethertype == ETHERTYPE_IPV4 or ethertype == ETHERTYPE_IPV6 or ethertype == ETHERTYPE_ANY_IP:
+            # The version field decides, as in other readers: some capture points write the wrong type.
+            return ETHERTYPE_ANY_IP
         if ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_QINQ or ethertype == ETHERTYPE_QINQ_OLD:
             if not has(cursor, 4):
                 return ETHERTYPE_NONE
@@ -195,20 +219,12 @@ cdef inline uint32_t network_type(Cursor* cursor, uint32_t ethertype) noexcept n
                     return ETHERTYPE_NONE
                 bottom = cursor.at[2] & 1
                 cursor.at += 4
-            ethertype = ETHERTYPE_ANY_IP  # labels do not say what they carry
+            return ETHERTYPE_ANY_IP  # labels do not say what they carry
         elif ethertype == ETHERTYPE_PPPOE:
             if not has(cursor, 6) or cursor.at[0] != 0x11 or cursor.at[1] != 0:
                 return ETHERTYPE_NONE  # only session data (RFC 2516 section 4: VER 1, TYPE 1, CODE 0) carries IP
             cursor.at += 6
             ethertype = ppp_type(cursor)
-        elif ethertype == ETHERTYPE_ANY_IP:
-            if not has(cursor, 1):
-                return ETHERTYPE_NONE
-            if cursor.at[0] >> 4 == 4:
-                return ETHERTYPE_IPV4
-            if cursor.at[0] >> 4 == 6:
-                return ETHERTYPE_IPV6
-            return ETHERTYPE_NONE
         else:
             return ETHERTYPE_NONE
 
@@ -271,8 +287,64 @@ cdef inline void key_ipv6(Segment* segment, const uint8_t* source, const uint8_t
         segment.key.words[3] = destination_high
         segment.key.words[4] = destination_low
 
-cdef inline int parse_ipv4(Cursor* cursor, Segment* segment) noexcept nogil:
+cdef inline int parse_fragment(Cursor* cursor, int64_t length, uint32_t offset, bint more,
+                               Fragment* fragment) noexcept nogil:
+    """`length`: payload bytes as the IP header tells. A cut fragment is of no use: the whole would have a hole."""
+    if not has(cursor, length) or length <= 0 or (more and length % 8):
+        return WIRE_MALFORMED
+    fragment.data = cursor.at
+    fragment.offset = offset
+    fragment.length = <uint32_t>length
+    fragment.more = more
+    return WIRE_FRAGMENT
+
+cdef inline int parse_gre(Cursor* cursor, uint32_t* ethertype) noexcept nogil:
+    """Step over a GRE header (RFC 2784, RFC 2890) and what mirrors put behind it."""
+    cdef uint32_t flags
+    cdef uint32_t protocol
+    cdef Py_ssize_t length = 4
+    if not has(cursor, 4):
+        return WIRE_MALFORMED
+    flags = be16(cursor.at)
+    protocol = be16(cursor.at + 2)
+    if flags & 0x4007:  # routing, or another version: PPTP
+        return WIRE_NOT_TCP
+    length += 4 * (((flags >> 15) & 1) + ((flags >> 13) & 1) + ((flags >> 12) & 1))
+    if protocol == GRE_ERSPAN_2 and flags & 0x1000:  # type I has neither sequence number nor header
+        length += 8
+    elif protocol == GRE_ERSPAN_3:
+        length += 12
+    if not has(cursor, length):
+        return WIRE_MALFORMED
+    if protocol == GRE_ERSPAN_3 and cursor.at[length - 1] & 1:
+        length += 8  # the O bit: a platform specific subheader follows
+        if not has(cursor, length):
+            return WIRE_MALFORMED
+    cursor.at += length
+    if protocol == GRE_ETHERNET or protocol == GRE_ERSPAN_2 or protocol == GRE_ERSPAN_3:
+        protocol = link_type(cursor, LINK_ETHERNET)
+    ethertype[0] = protocol
+    return WIRE_TUNNEL
+
+cdef inline int parse_tunnel(Cursor* cursor, uint8_t protocol, uint32_t* ethertype) noexcept nogil:
+    """Step into a tunnelled packet: WIRE_TUNNEL, and the cursor at what `ethertype` says; WIRE_NOT_TCP if it is none."""
+    cdef uint32_t port
+    if protocol == PROTOCOL_IPV4 or protocol == PROTOCOL_IPV6:
+        ethertype[0] = ETHERTYPE_ANY_IP
+        return WIRE_TUNNEL
+    if protocol == PROTOCOL_GRE:
+        return parse_gre(cursor, ethertype)
+    if protocol == PROTOCOL_UDP and has(cursor, 16):
+        port = be16(cursor.at + 2)
+        if (port == PORT_VXLAN or port == PORT_VXLAN_LINUX) and cursor.at[8] & 0x08:  # RFC 7348 section 5: the I flag
+            cursor.at += 16
+            ethertype[0] = link_type(cursor, LINK_ETHERNET)
+            return WIRE_TUNNEL
+    return WIRE_NOT_TCP
+
+cdef inline int parse_ipv4(Cursor* cursor, Segment* segment, uint32_t* ethertype) noexcept nogil:
     cdef const uint8_t* header = cursor.at
+    cdef Fragment* fragment
     cdef Py_ssize_t header_length
     cdef int64_t total
     cdef int status
@@ -286,13 +358,19 @@ cdef inline int parse_ipv4(Cursor* cursor, Segment* segment) noexcept nogil:
         total = cursor.end - header  # segmentation offload and IPv4 BIG TCP leave the field empty
     if total < header_length:
         return WIRE_MALFORMED
-    if be16(header + 6) & 0x3FFF:
-        return WIRE_FRAGMENT
-    if header[9] != PROTOCOL_TCP:
-        return WIRE_NOT_TCP
     if cursor.end - header > total:
         cursor.end = header + total
     cursor.at += header_length
+    if be16(header + 6) & 0x3FFF:
+        fragment = &segment.fragment
+        fragment.key[0] = (<uint64_t>4 << 56) | (<uint64_t>header[9] << 32) | be16(header + 4)
+        fragment.key[1] = be64(header + 12)
+        fragment.key[2] = fragment.key[3] = fragment.key[4] = 0
+        fragment.protocol = header[9]
+        return parse_fragment(cursor, total - header_length, (be16(header + 6) & 0x1FFF) * 8,
+                              header[6] & 0x20 != 0, fragment)
+    if header[9] != PROTOCOL_TCP:
+        return parse_tunnel(cursor, header[9], ethertype) if ethertype != NULL else WIRE_NOT_TCP
     status = parse_tcp(cursor, total - header_length, segment)
     if status == WIRE_TCP:
         key_ipv4(segment, be32(header + 12), be32(header + 16))
@@ -312,8 +390,9 @@ cdef inline int64_t jumbo_length(const uint8_t* options, Py_ssize_t length) noex
         at += 2 + options[at + 1]
     return 0
 
-cdef inline int parse_ipv6(Cursor* cursor, Segment* segment) noexcept nogil:
+cdef inline int parse_ipv6(Cursor* cursor, Segment* segment, uint32_t* ethertype) noexcept nogil:
     cdef const uint8_t* header = cursor.at
+    cdef Fragment* fragment
     cdef const uint8_t* body
     cdef int64_t payload
     cdef int64_t jumbo
@@ -339,7 +418,16 @@ cdef inline int parse_ipv6(Cursor* cursor, Segment* segment) noexcept nogil:
             if not has(cursor, 8):
                 return WIRE_MALFORMED
             if be16(cursor.at + 2) & 0xFFF9:
-                return WIRE_FRAGMENT
+                fragment = &segment.fragment
+                fragment.key[0] = (<uint64_t>6 << 56) | be32(cursor.at + 4)
+                fragment.key[1] = be64(header + 8)
+                fragment.key[2] = be64(header + 16)
+                fragment.key[3] = be64(header + 24)
+                fragment.key[4] = be64(header + 32)
+                fragment.protocol = cursor.at[0]
+                cursor.at += 8
+                return parse_fragment(cursor, payload - (cursor.at - body), be16(cursor.at - 6) & 0xFFF8,
+                                      cursor.at[-5] & 1, fragment)
             extension = 8  # an atomic fragment (RFC 6946) is a whole packet
         elif protocol == PROTOCOL_HOP_BY_HOP or protocol == PROTOCOL_ROUTING or protocol == PROTOCOL_DESTINATION:
             if not has(cursor, 8):
@@ -350,7 +438,7 @@ cdef inline int parse_ipv6(Cursor* cursor, Segment* segment) noexcept nogil:
                 return WIRE_MALFORMED
             extension = (cursor.at[1] + 2) * 4
         else:
-            return WIRE_NOT_TCP
+            return parse_tunnel(cursor, protocol, ethertype) if ethertype != NULL else WIRE_NOT_TCP
         if not has(cursor, extension):
             return WIRE_MALFORMED
         protocol = cursor.at[0]
@@ -360,20 +448,31 @@ cdef inline int parse_ipv6(Cursor* cursor, Segment* segment) noexcept nogil:
         key_ipv6(segment, header + 8, header + 24)
     return status
 
-cdef inline int parse_frame(int linktype, const uint8_t* frame, Py_ssize_t captured, Segment* segment) noexcept nogil:
-    """Fill in `segment` (all but `hash` and `time_ns`) from one captured frame. Returns a WireStatus."""
+cdef inline int parse_frame(int linktype, bint decap, const uint8_t* frame, Py_ssize_t captured,
+                            Segment* segment) noexcept nogil:
+    """Fill in `segment` (all but `hash` and `time_ns`) from one captured frame. Returns a WireStatus.
+
+    Args:
+        decap: look into VXLAN, GRE, ERSPAN and IP-in-IP for the innermost packet.
+    """
     cdef Cursor cursor
     cdef uint32_t ethertype
+    cdef uint32_t* inner = &ethertype if decap else NULL
+    cdef int status
+    cdef int depth
     cursor.at = frame
     cursor.end = frame + captured
-    ethertype = network_type(&cursor, link_type(&cursor, linktype))
-    if ethertype == ETHERTYPE_NONE:
-        return WIRE_NOT_TCP
-    segment.network = cursor.at
-    segment.network_captured = <uint32_t>(cursor.end - cursor.at)
-    if ethertype == ETHERTYPE_IPV4:
-        return parse_ipv4(&cursor, segment)
-    return parse_ipv6(&cursor, segment)
+    ethertype = link_type(&cursor, linktype)
+    for depth in range(TUNNELS_MAX + 1):
+        if network_type(&cursor, ethertype) == ETHERTYPE_NONE:
+            return WIRE_NOT_TCP
+        if has(&cursor, 1) and cursor.at[0] >> 4 == 6:
+            status = parse_ipv6(&cursor, segment, inner)
+        else:
+            status = parse_ipv4(&cursor, segment, inner)
+        if status != WIRE_TUNNEL:
+            return status
+    return WIRE_NOT_TCP
 
 cdef inline int window_shift(const Segment* segment) noexcept nogil:
     """The window scale option of a SYN (RFC 7323 section 2.2), -1 without one."""
@@ -390,3 +489,19 @@ cdef inline int window_shift(const Segment* segment) noexcept nogil:
             return options[at + 2] if options[at + 2] <= 14 else 14
         at += options[at + 1]
     return -1
+
+cdef inline bint is_signed(const Segment* segment) noexcept nogil:
+    """Whether the segment carries an MD5 signature (RFC 2385) or TCP-AO option (RFC 5925)."""
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t length = segment.options_length
+    cdef const uint8_t* options = segment.options
+    while at < length and options[at] != TCP_OPTION_END:
+        if options[at] == TCP_OPTION_NOP:
+            at += 1
+            continue
+        if options[at] == TCP_OPTION_MD5 or options[at] == TCP_OPTION_AO:
+            return True
+        if at + 2 > length or options[at + 1] < 2:
+            return False
+        at += options[at + 1]
+    return False

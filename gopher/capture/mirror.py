@@ -47,6 +47,10 @@ __all__ = ["Mirror", "Patience"]
 HEAD_LIMIT_BYTES: Final = 65_536
 
 
+# What stands in place of the stream of a flow that is not mirrored.
+_SAMPLED_OUT: Final = object()
+
+
 class Patience:
     """How long intake may wait for a slow upstream before its connection is shed. Sans-I/O.
 
@@ -259,9 +263,9 @@ class Mirror:
         for event in events:
             if isinstance(event, StreamData):
                 if event.direction == CLIENT_TO_SERVER:
-                    stream = event.flow.context
-                    if stream is None:
-                        stream = self._open_stream(event.flow)
+                    stream = event.flow.context or self._open_stream(event.flow)
+                    if stream is _SAMPLED_OUT:
+                        continue
                     data = event.data
                     self._received_bytes += len(data)
                     full = stream.write(data)
@@ -270,16 +274,17 @@ class Mirror:
                             await self._make_room(copy, over)
             elif isinstance(event, StreamGap):
                 if event.direction == CLIENT_TO_SERVER:
-                    stream = event.flow.context
-                    if stream is None:
-                        stream = self._open_stream(event.flow)
-                    stream.gap()
+                    stream = event.flow.context or self._open_stream(event.flow)
+                    if stream is not _SAMPLED_OUT:
+                        stream.gap()
             elif isinstance(event, StreamEnded):
                 if event.direction == CLIENT_TO_SERVER:
                     self._close_stream(event.flow, "fin")
             elif isinstance(event, FlowOpened):
                 if not self._sampled(event.flow):
                     self._sampled_out += 1
+                    # What this batch brought of it comes all the same.
+                    event.flow.context = _SAMPLED_OUT
                     self.reassembler.ignore(event.flow)
             elif isinstance(event, FlowClosed):
                 self._close_stream(event.flow, event.reason)

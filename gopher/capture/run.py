@@ -23,7 +23,7 @@ from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.source import FileSource, open_source
 from gopher.capture.tcp import Address, resolve
 from gopher.errors import ConfigError
-from gopher.observe.report import to_table, write_report
+from gopher.observe.report import check_writable, to_table, write_report
 from gopher.observe.terminal import status_line
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ async def run_capture(config: CaptureConfig) -> int:
     Raises:
         GopherError: something the user or the administrator has to mend.
     """
+    if config.report_path is not None:
+        check_writable(config.report_path)
     addresses = [await resolve(upstream) if upstream.scheme == "tcp" else [] for upstream in config.mirror.upstreams]
     flat = [address for found in addresses for address in found]
     if config.source.read_path is None:

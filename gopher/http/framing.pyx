@@ -333,12 +333,9 @@ cdef const uint8_t* _feed_lines(HttpFramer* framer, const uint8_t* p, const uint
                 _carry(framer, p, end - p)
                 return end
             _read_field(framer, p, newline - p)
-            if framer.opaque:
-                return end
         elif kind == LINE_FOLDED:
             if framer.foldable:
                 framer.opaque = 1
-                return end
         else:
             framer.foldable = 0
         if newline == NULL:

@@ -11,7 +11,7 @@ import os
 import textwrap
 from typing import TYPE_CHECKING, Final
 
-from gopher.errors import GopherError
+from gopher.errors import ConfigError, GopherError
 from gopher.observe.accounts import SHED_REASONS, law_violations
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gopher.observe.accounts import AccountsReport, UpstreamAccount
 
-__all__ = ["to_json", "to_table", "write_report"]
+__all__ = ["check_writable", "to_json", "to_table", "write_report"]
 
 _LABEL_COLUMNS: Final = 22
 _BYTES_COLUMNS: Final = 18
@@ -31,6 +31,24 @@ def to_json(report: AccountsReport) -> str:
     fields = dataclasses.asdict(report)
     fields["accounts_add_up"] = not law_violations(report)
     return json.dumps(fields, indent=2) + "\n"
+
+
+def check_writable(path: str) -> None:
+    """Find out at the start what would otherwise be said after hours of capturing.
+
+    Raises:
+        ConfigError: the directory does not exist, or the file cannot be written.
+    """
+    directory = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(directory):
+        reason = f"there is no directory {directory}"
+    elif os.path.isdir(path):
+        reason = "it is a directory"
+    elif not os.access(path if os.path.exists(path) and not os.path.isfile(path) else directory, os.W_OK):
+        reason = "not permitted"
+    else:
+        return
+    raise ConfigError(f"the report cannot be written to {path}: {reason}", hint="name another file with --report")
 
 
 def write_report(report: AccountsReport, path: str) -> None:

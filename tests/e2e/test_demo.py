@@ -1,10 +1,13 @@
 """`make demo` holds what it promises, live and where capturing is not permitted."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import gopher
 
 pytestmark = pytest.mark.e2e
 
@@ -12,7 +15,11 @@ DEMO = [sys.executable, "-W", "error", str(Path(__file__).parents[2] / "demo" / 
 
 
 def run_demo(namespace, *argv):
-    done = subprocess.run(namespace.command(*argv), capture_output=True, text=True, timeout=60, check=False)
+    # The gopher that the tests import, whether it is installed or not.
+    environment = os.environ | {"PYTHONPATH": str(Path(gopher.__file__).parents[1])}
+    done = subprocess.run(
+        namespace.command(*argv), capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
     print(done.stdout, done.stderr)
     return done
 

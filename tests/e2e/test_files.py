@@ -8,7 +8,7 @@ import gopher as gopher_api
 from tests.support.accounts import assert_all_delivered, only_upstream
 from tests.support.clients import exchange, get, noise, post
 from tests.support.command import GopherProcess
-from tests.support.packets import Conversation, pcap_file
+from tests.support.packets import Conversation, pcap_file, pcapng_file
 from tests.support.servers import RecordingSink, assert_mirrored
 
 pytestmark = pytest.mark.e2e
@@ -38,14 +38,15 @@ def read_argv(path, shadow, *more):
     return ("-c", "-p", "80", "--read", str(path), *more, "-u", shadow.name)
 
 
-def test_file_gives_the_upstream_exactly_the_client_bytes(tmp_path, shadow):
+@pytest.mark.parametrize("file_format", [pcap_file, pcapng_file])
+def test_file_gives_the_upstream_exactly_the_client_bytes(tmp_path, shadow, file_format):
     talks = [
         conversation(40000 + number, get(number), post(number, noise(20_000, number)), start_ns=number).close()
         for number in range(10)
     ]
     packets = sorted(packet for talk in talks for packet in talk.packets)
     path = tmp_path / "talks.pcap"
-    path.write_bytes(pcap_file(packets))
+    path.write_bytes(file_format(packets))
     with GopherProcess(*read_argv(path, shadow, *MAX_SPEED)) as gopher:
         assert f"gopher: reading {path}, tcp port 80, to 1 upstream" in gopher.stderr.splitlines()
         gopher.wait()
@@ -105,6 +106,20 @@ def test_missing_packet_resets_and_rejoins_at_the_next_request(tmp_path, shadow,
     ]
     assert gopher.report["gaps"]["count"] == 1
     assert set(only_upstream(gopher.report)["shed"]) <= {"gap"}
+
+
+def test_gap_in_a_protocol_without_requests_ends_its_mirroring(tmp_path, shadow):
+    talk = Conversation().handshake().data(b"\x16\x03\x01 first ")
+    talk.now_ns += 300_000_000
+    talk.data(b"lost").data(b"GET / is no request here").data(get(1)).close()
+    del talk.packets[4]
+    path = tmp_path / "holed.pcap"
+    path.write_bytes(pcap_file(talk.packets))
+    with GopherProcess(*read_argv(path, shadow)) as gopher:
+        gopher.wait()
+    shadow.wait_ended(1)
+    assert [(bytes(each.received), each.ended) for each in shadow.connections] == [(b"\x16\x03\x01 first ", "rst")]
+    assert set(only_upstream(gopher.report)["shed"]) == {"gap"}
 
 
 def test_connection_without_its_beginning_is_joined(tmp_path, shadow):

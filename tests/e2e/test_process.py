@@ -18,9 +18,8 @@ pytestmark = pytest.mark.e2e
 
 PRODUCTION = ("127.0.0.1", 80)
 CAPTURE = ("-c", "-p", "80", "-i", "lo")
-# The kernel takes a few MiB for a connection that is not read; of this, some is left in gopher's queue.
-STALLED_BYTES = 16_000_000
-ROOMY = ("--connection-memory", "32M")
+# Fits gopher's queue for one connection, and is more than shrunken buffers take.
+STALLED_BYTES = 900_000
 
 
 @pytest.fixture
@@ -31,6 +30,7 @@ def production(host):
 
 @pytest.fixture
 def stalled(host):
+    host.shrink_buffers()
     with RecordingSink(("127.0.0.2", 3280), "silent", namespace=host) as sink:
         yield sink
 
@@ -47,7 +47,7 @@ def wait_signal_taken(gopher: GopherProcess, number: signal.Signals) -> None:
 
 
 def stall(host, stalled):
-    """Leave much more in gopher's queue for `stalled` than the kernel takes."""
+    """Leave bytes in gopher's queue for `stalled`."""
     with host.connect(PRODUCTION) as client:
         exchange(client, post(1, noise(STALLED_BYTES)))
     # Captured in order: when the second client has come through, gopher has read the first one's bytes.
@@ -58,7 +58,7 @@ def stall(host, stalled):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_drains_what_is_pending(host, production, stalled, number):
-    with GopherProcess(*CAPTURE, *ROOMY, "--drain", "15", "-u", stalled.name, namespace=host) as gopher:
+    with GopherProcess(*CAPTURE, "--drain", "15", "-u", stalled.name, namespace=host) as gopher:
         stall(host, stalled)
         gopher.signal(number)
         wait_signal_taken(gopher, number)
@@ -69,7 +69,7 @@ def test_signal_drains_what_is_pending(host, production, stalled, number):
 
 
 def test_drain_time_is_a_limit(host, production, stalled):
-    with GopherProcess(*CAPTURE, *ROOMY, "--drain", "0.3", "-u", stalled.name, namespace=host) as gopher:
+    with GopherProcess(*CAPTURE, "--drain", "0.3", "-u", stalled.name, namespace=host) as gopher:
         stall(host, stalled)
         began = time.monotonic()
         report = gopher.stop()
@@ -78,7 +78,7 @@ def test_drain_time_is_a_limit(host, production, stalled):
 
 
 def test_second_signal_exits_at_once(host, production, stalled):
-    with GopherProcess(*CAPTURE, *ROOMY, "--drain", "60", "-u", stalled.name, namespace=host) as gopher:
+    with GopherProcess(*CAPTURE, "--drain", "60", "-u", stalled.name, namespace=host) as gopher:
         stall(host, stalled)
         gopher.signal(signal.SIGTERM)
         wait_signal_taken(gopher, signal.SIGTERM)
@@ -125,6 +125,32 @@ def test_quiet_says_nothing(host, production):
     ):
         gopher.wait()
     assert gopher.stderr == ""
+
+
+def test_status_line_comes_regularly(host, production):
+    with (
+        RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+        GopherProcess(*CAPTURE, "--stats-interval", "0.1", "-u", shadow.name, namespace=host) as gopher,
+        host.connect(PRODUCTION) as client,
+    ):
+        exchange(client, get(1))
+        gopher.wait_stderr(re.compile(r"gopher: .*\b1 open; 127\.0\.0\.2:3280 .* 0 B pending, 0 B shed$").match)
+
+
+def test_device_that_goes_away_ends_the_run_with_the_accounts(network):
+    with (
+        RecordingSink(("10.77.1.2", 80), namespace=network.production),
+        RecordingSink(("10.77.2.2", 3280), namespace=network.shadow) as shadow,
+        GopherProcess("-c", "-p", "80", "-i", "net0", "-u", "10.77.2.2:3280", namespace=network.production) as gopher,
+        network.client.connect(("10.77.1.2", 80)) as client,
+    ):
+        exchange(client, get(1))
+        shadow.wait_requests(1)
+        network.production.run("ip", "link", "set", "net0", "down")
+        report = gopher.wait(status=1)
+        [error] = [line for line in gopher.stderr.splitlines() if line.startswith("gopher: error: ")]
+        assert "net0" in error
+    assert_all_delivered(report)
 
 
 def test_2000_connections_open_at_once(host, production):
@@ -175,11 +201,12 @@ UPSTREAM = ("-u", "127.0.0.2:3280")
         (("-c", "-p", "80", *UPSTREAM, "--speed", "fast", "--read", "x.pcap"), 2, "speed"),
         (("-c", "-p", "80", *UPSTREAM, "--duration", "soon"), 2, "duration"),
         (("-c", "-p", "80", *UPSTREAM, "-i", "lo", "--filter", "port http or"), 2, "port http or"),
-        (("-c", "-p", "80", *UPSTREAM, "-i", "no-such-device"), 1, "no-such-device"),
-        (("-c", "-p", "80", *UPSTREAM, "--read", "/no/such/file.pcap"), 1, "/no/such/file.pcap"),
-        (("-c", "-p", "80", *UPSTREAM, "--read", "/etc/hostname"), 1, "/etc/hostname"),
-        (("-c", "-p", "80", *UPSTREAM, "--read", "/etc"), 1, "/etc"),
+        (("-c", "-p", "80", *UPSTREAM, "-i", "no-such-device"), 2, "no-such-device"),
+        (("-c", "-p", "80", *UPSTREAM, "--read", "/no/such/file.pcap"), 2, "/no/such/file.pcap"),
+        (("-c", "-p", "80", *UPSTREAM, "--read", "/etc/hostname"), 2, "/etc/hostname"),
+        (("-c", "-p", "80", *UPSTREAM, "--read", "/etc"), 2, "/etc"),
         (("-c", "-p", "80", *UPSTREAM, "-i", "lo", "--write", "/no/such/folder/kept.pcap"), 1, "/no/such/folder"),
+        (("-c", "-p", "80", *UPSTREAM, "-i", "lo", "--report", "/no/such/folder/report.json"), 2, "/no/such/folder"),
         (("-c", "-p", "80", "-u", "dir:/proc/no/such/folder", "-i", "lo"), 1, "/proc/no/such/folder"),
     ],
 )

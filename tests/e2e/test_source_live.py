@@ -185,7 +185,7 @@ def test_drops_are_counted():
 
 def test_unknown_device_names_those_there_are():
     with (
-        pytest.raises(CaptureError, match=r"^there is no network device nosuch0$") as caught,
+        pytest.raises(ConfigError, match=r"^there is no network device nosuch0$") as caught,
         capture((80,), interface="nosuch0"),
     ):
         pass

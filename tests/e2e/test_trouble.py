@@ -6,9 +6,9 @@ from contextlib import ExitStack
 import pytest
 
 from tests.support.accounts import assert_all_delivered, only_upstream
-from tests.support.clients import exchange, get, noise, post
+from tests.support.clients import exchange, get, noise, post, receive_exactly
 from tests.support.command import GopherProcess
-from tests.support.servers import RecordingSink, assert_mirrored, refused_address, reset
+from tests.support.servers import ANSWER, RecordingSink, assert_mirrored, refused_address, reset
 
 pytestmark = pytest.mark.e2e
 
@@ -61,7 +61,7 @@ def test_healthy_upstream_gets_everything_beside_a_dead_a_silent_and_a_resetting
     assert accounts[dead]["dials"] < 108
     assert "connection_memory" in accounts[silent.name]["shed"]
     assert "reset" in accounts[resetting.name]["shed"]
-    assert accounts[resetting.name]["connections"]["delivered"] == 0
+    assert accounts[resetting.name]["delivered_bytes"] < report["bytes"]["captured"]
 
 
 def test_upstream_without_a_route_is_unreachable(host, production, shadow):
@@ -73,22 +73,95 @@ def test_upstream_without_a_route_is_unreachable(host, production, shadow):
     assert_all_delivered(gopher.report, shadow.name)
 
 
-def test_bytes_after_the_upstream_closed_are_shed_as_closed(host, production, shadow):
+def test_upstream_that_does_not_answer_the_dial_times_out(network):
+    network.shadow.run("iptables", "-A", "INPUT", "-p", "tcp", "--dport", "3281", "-j", "DROP")
+    with (
+        RecordingSink(("10.77.1.2", 80), namespace=network.production) as production,
+        RecordingSink(("10.77.2.2", 3280), namespace=network.shadow) as shadow,
+        GopherProcess(
+            *(
+                "-c",
+                "-p",
+                "80",
+                "-i",
+                "net0",
+                "--connect-timeout",
+                "0.3",
+                "-u",
+                "10.77.2.2:3281",
+                "-u",
+                "10.77.2.2:3280",
+            ),
+            namespace=network.production,
+        ) as gopher,
+        network.client.connect(("10.77.1.2", 80)) as client,
+    ):
+        exchange(client, get(1))
+        shadow.wait_requests(1)
+        client.close()
+        assert_mirrored(production, shadow)
+    assert gopher.report["upstreams"][0]["shed"] == {"connect_timeout": len(get(1))}
+    assert_all_delivered(gopher.report, "10.77.2.2:3280")
+
+
+def test_connections_beyond_the_limit_are_shed_whole(host, production, shadow):
+    with (
+        GopherProcess(*CAPTURE, "--max-connections", "2", "-u", shadow.name, namespace=host) as gopher,
+        ExitStack() as clients,
+    ):
+        for number in range(4):
+            exchange(clients.enter_context(host.connect(PRODUCTION)), get(number))
+        shadow.wait_requests(2)
+        clients.close()
+        shadow.wait_ended(2)
+        with host.connect(PRODUCTION) as client:
+            exchange(client, get(4))
+        shadow.wait_ended(3)
+        assert shadow.streams == [get(0), get(1), get(4)]
+    account = only_upstream(gopher.report)
+    assert account["shed"] == {"max_connections": len(get(2) + get(3))}
+    assert account["connections"]["shed_by_reason"] == {"max_connections": 2}
+
+
+def test_requests_after_the_upstream_closed_come_on_new_connections(host, production):
+    """But for those that were already on their way when it closed."""
     with (
         RecordingSink(("127.0.0.3", 3280), "closing", namespace=host) as closing,
-        GopherProcess(*CAPTURE, "-u", closing.name, "-u", shadow.name, namespace=host) as gopher,
+        GopherProcess(*CAPTURE, "-u", closing.name, namespace=host) as gopher,
+        host.connect(PRODUCTION) as client,
     ):
-        with host.connect(PRODUCTION) as client:
+        deadline = time.monotonic() + 15
+        while len(closing.connections) < 3:
+            assert time.monotonic() < deadline, "no further connection"
             exchange(client, get(1))
-            closing.wait_requests(1)
-            exchange(client, get(2))
-            shadow.wait_requests(2)
-            exchange(client, get(3))
-        assert_mirrored(production, shadow)
-    shed = gopher.report["upstreams"][0]["shed"]
-    # A write that meets the close on its way is answered by a reset.
-    assert set(shed) <= {"closed", "reset"}
-    assert sum(shed.values()) >= len(get(3))
+            time.sleep(0.05)
+        closing.wait_requests(3)
+        assert closing.streams == [get(1)] * 3
+    account = only_upstream(gopher.report)
+    assert account["connections"]["captured"] == 1
+    assert account["dials"] == 3
+    assert set(account["shed"]) <= {"closed", "reset"}
+
+
+def test_rest_of_a_request_that_the_upstream_reset_is_shed(host, production, shadow):
+    with (
+        RecordingSink(("127.0.0.3", 3280), "resetting", namespace=host) as resetting,
+        GopherProcess(*CAPTURE, "-u", resetting.name, "-u", shadow.name, namespace=host) as gopher,
+        host.connect(PRODUCTION) as client,
+    ):
+        request = post(1, noise(5000))
+        client.sendall(request[:-3000])
+        resetting.wait_received(len(request) - 3000)
+        # Gopher has seen the reset when it has come to the next connection.
+        with host.connect(PRODUCTION) as other:
+            exchange(other, get(2))
+            resetting.wait(lambda: len(resetting.connections) == 2, "the other connection")
+        exchange(client, request[-3000:])
+        exchange(client, get(3))
+        resetting.wait_received(len(request) - 3000 + len(get(2) + get(3)))
+        shadow.wait_requests(3)
+        assert [bytes(each.received) for each in resetting.connections] == [request[:-3000], get(2), get(3)]
+    assert gopher.report["upstreams"][0]["shed"] == {"reset": 3000}
     assert_all_delivered(gopher.report, shadow.name)
 
 
@@ -195,53 +268,53 @@ def test_gap_resets_the_upstream_connection_and_the_next_request_comes_on_a_new_
 
 
 def test_memory_of_one_upstream_is_bounded_over_many_connections(host, production):
+    host.shrink_buffers()
     with (
         RecordingSink(("127.0.0.2", 3280), "silent", namespace=host) as silent,
-        GopherProcess(
-            *CAPTURE, *("-u", silent.name, "--upstream-memory", "4M", "--drain", "0.2"), namespace=host
-        ) as gopher,
+        GopherProcess(*CAPTURE, *("-u", silent.name, "--upstream-memory=4M", "--drain=0.2"), namespace=host) as gopher,
         ExitStack() as clients,
     ):
-        body = noise(1_000_000)
-        for _ in range(20):
-            client = clients.enter_context(host.connect(PRODUCTION))
-            for part in range(4):
-                exchange(client, post(part, body))
-        gopher.stop()
-        assert gopher.report["bytes"]["captured"] >= 20 * 4 * len(body)
-    assert "upstream_memory" in only_upstream(gopher.report)["shed"]
+        for number in range(20):
+            exchange(clients.enter_context(host.connect(PRODUCTION)), post(number, noise(800_000)))
+        # Captured in order: when this one has come through, gopher has read all of the others.
+        with host.connect(PRODUCTION) as last:
+            exchange(last, get(1))
+            silent.wait(lambda: len(silent.connections) == 21, "the last connection")
+        assert gopher.peak_memory_mib() < BASE_MEMORY_MIB + 4
+    shed = only_upstream(gopher.report)["shed"]
+    assert shed["upstream_memory"] > 20 * 800_000 - 8_000_000
+    assert set(shed) == {"upstream_memory", "drain"}
 
 
-@pytest.mark.parametrize("drop", ["client OUTPUT", "production INPUT"])
-def test_packets_lost_on_the_wire_are_retransmitted_and_mirrored_once(network, drop):
+@pytest.mark.parametrize("before_the_tap", [True, False])
+def test_packets_lost_on_the_wire_are_retransmitted_and_mirrored_once(network, before_the_tap):
     """Lost before production's tap: the hole fills late. Lost after it: the tap sees the bytes twice."""
-    where, chain = drop.split()
+    client_host, router, production_host = network.client, network.production, network.shadow
+    router.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+    client_host.run("ip", "route", "add", "10.77.2.0/24", "via", "10.77.1.2")
+    production_host.run("ip", "route", "add", "10.77.1.0/24", "via", "10.77.2.1")
+    # One segment a packet, so that single segments get lost.
+    client_host.run("ip", "link", "set", "net0", "gso_max_segs", "1")
+    loser, chain = (router, "FORWARD") if before_the_tap else (production_host, "INPUT")
     rule = ["-p", "tcp", "--dport", "80", "-m", "statistic", "--mode", "nth", "--every", "9", "--packet", "4"]
-    loser = getattr(network, where)
-    for namespace in (network.client, network.production):
-        namespace.run("ethtool", "-K", "net0", "tso", "off", "gso", "off", "gro", "off")
     loser.run("iptables", "-A", chain, *rule, "-j", "DROP")
     with (
-        RecordingSink(("10.77.1.2", 80), namespace=network.production) as production,
-        RecordingSink(("10.77.2.2", 3280), namespace=network.shadow) as shadow,
-        GopherProcess(
-            *("-c", "-p", "80", "-i", "net0", "-u", "10.77.2.2:3280"), namespace=network.production
-        ) as gopher,
+        RecordingSink(("10.77.2.2", 80), namespace=production_host) as production,
+        RecordingSink(("127.0.0.1", 3280), namespace=production_host) as shadow,
+        GopherProcess("-c", "-p", "80", "-i", "net0", "-u", shadow.name, namespace=production_host) as gopher,
         ExitStack() as clients,
     ):
-        opened = [clients.enter_context(network.client.connect(("10.77.1.2", 80))) for _ in range(8)]
+        opened = [clients.enter_context(client_host.connect(("10.77.2.2", 80))) for _ in range(8)]
         for number, client in enumerate(opened):
             client.sendall(post(number, noise(100_000, number)))
         production.wait_requests(8)
         for client in opened:
+            receive_exactly(client, len(ANSWER))
             client.close()
         assert_mirrored(production, shadow)
     [dropped] = [int(line.split()[0]) for line in loser.run("iptables", "-nvxL", chain).splitlines() if "DROP" in line]
     assert dropped > 20
     packets = gopher.report["packets"]
-    if where == "client":
-        assert packets["out_of_order"] > 0
-    else:
-        assert packets["retransmitted_bytes"] > 0
+    assert packets["out_of_order" if before_the_tap else "retransmitted_bytes"] > 0
     assert gopher.report["gaps"]["count"] == 0
     assert_all_delivered(gopher.report)

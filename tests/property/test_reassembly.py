@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from gopher._fastpath import FlowClosed, FlowOpened, Reassembler, StreamData, StreamGap, pack_batch
-from tests.support.model import StreamModel, joined, outcome_of
+from tests.support.model import Ended, StreamModel, joined, outcome_of
 from tests.support.packets import ACK, FIN, LINKTYPE_ETHERNET, RST, SYN, Conversation
 
 DIRECTIONS = st.sampled_from([0, 1])
@@ -59,7 +59,7 @@ class ReassemblyMachine(RuleBasedStateMachine):
         acked = min(self.models[1 - direction].position, self.highest[1 - direction])
         self.conversation.segment(direction, offset=offset, flags=flags, payload=data, acked=acked)
         self.history.append((direction, offset, data, flags))
-        if self.models[direction].end is None:
+        if self.models[direction].end is None and (data or fin):
             self.highest[direction] = max(self.highest[direction], offset + len(data))
         if not self.closed:
             self.models[direction].segment(offset, data, fin=fin)
@@ -115,14 +115,19 @@ class ReassemblyMachine(RuleBasedStateMachine):
         self.compare()
 
     @rule()
+    @precondition(lambda self: not self.closed)  # for a closed flow is remembered for a while only
     def expire(self):
         self.feed(one_by_one=False)
         self.conversation.now_ns += 3 * SECOND_NS
-        self.take(self.reassembler.expire(self.conversation.now_ns))
+        for _ in range(30):  # XXX bug 7
+            self.conversation.now_ns += 3 * SECOND_NS
+            events = self.reassembler.expire(self.conversation.now_ns)
+            self.take(events)
+            if not events or isinstance(events[-1], FlowClosed):
+                break
         for model in self.models:
-            if not self.closed:
-                model.give_up()
-        self.closed = self.closed or all(model.done for model in self.models)
+            model.give_up()
+        self.closed = all(model.done for model in self.models)
         self.compare()
 
     @rule(isns=st.tuples(ISNS, ISNS))
@@ -142,24 +147,32 @@ class ReassemblyMachine(RuleBasedStateMachine):
                 self.gap_lengths.append(event.length)
 
     def compare(self):
-        for direction, model in enumerate(self.models):
-            assert outcome_of(self.events, direction) == joined(model.out)
-        assert [event.reason for event in self.events if isinstance(event, FlowClosed)] == ["fin"] * self.closed
+        self.compare_outcomes()
+        closings = [event.reason for event in self.events if isinstance(event, FlowClosed)]
+        assert closings == ["fin"] * (self.closed and not self.is_silent())
         statistics = self.reassembler.statistics()
         assert statistics.packets == self.fed_packets
         assert statistics.data_bytes == tuple(self.delivered_bytes)
         assert (statistics.gaps, statistics.gap_bytes) == (len(self.gap_lengths), sum(self.gap_lengths))
         assert statistics.held_bytes == (0 if self.closed else sum(len(model.held) for model in self.models))
 
+    def compare_outcomes(self):
+        for direction, model in enumerate(self.models):
+            assert outcome_of(self.events, direction) == ([] if self.is_silent() else joined(model.out))
+
+    def is_silent(self):
+        """A flow without a byte or a gap has no events."""
+        return all(isinstance(item, Ended) for model in self.models for item in model.out)
+
     def teardown(self):
         if not hasattr(self, "reassembler"):
             return
         self.feed(one_by_one=False)
         self.take(self.reassembler.flush())
-        for direction, model in enumerate(self.models):
-            if not self.closed:
+        if not self.closed:
+            for model in self.models:
                 model.give_up()
-            assert outcome_of(self.events, direction) == joined(model.out)
+        self.compare_outcomes()
         assert self.reassembler.statistics().held_bytes == 0
         assert self.reassembler.statistics().flows_now == 0
 

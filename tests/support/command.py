@@ -145,10 +145,10 @@ class GopherProcess:
         self._process.terminate()
         return self.wait()
 
-    def wait(self, *, timeout_s: float = STOP_S) -> dict[str, Any]:
-        """Wait for the exit; assert status 0, a clean stderr and accounts that add up; return the report."""
+    def wait(self, *, status: int = 0, timeout_s: float = STOP_S) -> dict[str, Any]:
+        """Wait for the exit; assert the status, a clean stderr and accounts that add up; return the report."""
         self.wait_exit(timeout_s=timeout_s)
-        assert self.exit_status == 0, f"exit status {self.exit_status}:\n{self.stderr}"
+        assert self.exit_status == status, f"exit status {self.exit_status}:\n{self.stderr}"
         assert_clean(self.stderr)
         assert_accounts(self.report)
         return self.report

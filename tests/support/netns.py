@@ -86,6 +86,11 @@ class Namespace:
             raise
         return sock
 
+    def shrink_buffers(self) -> None:
+        """Let TCP hold little, so that it takes little to overflow somebody who reads slowly."""
+        for name in ("tcp_rmem", "tcp_wmem"):
+            self.run("sh", "-c", f"echo 4096 16384 65536 > /proc/sys/net/ipv4/{name}")
+
     def close(self) -> None:
         self._thread.shutdown()
         subprocess.run(["ip", "netns", "delete", self.name], check=True)

@@ -67,6 +67,7 @@ WHOLE_REQUESTS = {
     "chunked": post(b"Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n0\r\n\r\n"),
     "chunked_empty": post(b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n"),
     "chunked_in_capitals": post(b"TRANSFER-ENCODING: CHUNKED\r\n", b"5\r\nhello\r\n0\r\n\r\n"),
+    "chunked_without_blank": post(b"Transfer-Encoding:chunked\r\n", b"5\r\nhello\r\n0\r\n\r\n"),
     "chunked_bare_lf": post(b"Transfer-Encoding: chunked\n", b"5\nhello\n0\n\n"),
     "chunked_hex": post(b"Transfer-Encoding: chunked\r\n", b"1f\r\n%31d\r\n00A\r\n%10d\r\n0\r\n\r\n" % (0, 0)),
     "chunked_extensions": post(b"Transfer-Encoding: chunked\r\n", b'1;a="b\r\nx\r\n1 ; c\r\ny\r\n0;last\r\n\r\n'),

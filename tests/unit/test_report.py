@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from gopher.errors import GopherError
+from gopher.errors import ConfigError, GopherError
 from gopher.observe.accounts import AccountsReport, ConnectionAccount, UpstreamAccount, law_violations
-from gopher.observe.report import to_json, to_table, write_report
+from gopher.observe.report import check_writable, to_json, to_table, write_report
 from gopher.observe.terminal import status_line
 
 HEALTHY = UpstreamAccount(
@@ -148,6 +148,22 @@ def test_report_that_cannot_be_written_names_its_path(tmp_path):
         write_report(REPORT, str(path))
     assert str(caught.value) == f"the report cannot be written to {path}: No such file or directory"
     assert caught.value.hint == "name another file with --report"
+
+
+def test_unwritable_report_is_refused_at_the_start(tmp_path):
+    for path, reason in (
+        (tmp_path / "missing" / "report.json", f"there is no directory {tmp_path / 'missing'}"),
+        (tmp_path, "it is a directory"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_writable(str(path))
+        assert str(caught.value) == f"the report cannot be written to {path}: {reason}"
+
+
+def test_check_at_the_start_writes_nothing(tmp_path):
+    check_writable(str(tmp_path / "report.json"))
+    check_writable("/dev/null")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_failure_in_the_middle_keeps_the_older_report(tmp_path, monkeypatch):
