@@ -56,35 +56,31 @@ def require_program(name: str) -> str:
     return path
 
 
+def c_compiler() -> str:
+    """The C compiler, with the build directory ready for its output."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    return require_program(os.environ.get("CC", "cc"))
+
+
 def compile_c(source: Path) -> Path:
     """Compile one C file into the build directory and return the program."""
-    compiler = os.environ.get("CC", "cc")
-    require_program(compiler)
-    BUILD.mkdir(parents=True, exist_ok=True)
     program = BUILD / source.stem
-    subprocess.run([compiler, "-O2", "-o", program, source], check=True)
+    subprocess.run([c_compiler(), "-O2", "-o", program, source], check=True)
     return program
 
 
 def build_cython(source: Path) -> ModuleType:
     """Compile one .pyx file into the build directory and import it. It may cimport from gopher."""
-    try:
-        from Cython.Build import cythonize
-        from setuptools import Distribution, Extension
-    except ImportError as error:
-        raise NotRun(f"{error.name} is not installed") from error
-    extension = Extension(source.stem, [str(source)], extra_compile_args=["-O3"])
-    directives = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False}
-    modules = cythonize(
-        [extension], include_path=[str(ROOT)], compiler_directives=directives, build_dir=str(BUILD), quiet=True
-    )
-    # Not setup(): it would read the settings of the project in the working directory.
-    build = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
-    build.build_lib = str(BUILD)
-    build.build_temp = str(BUILD / "temp")
-    build.ensure_finalized()
-    build.run()
+    if importlib.util.find_spec("Cython") is None:
+        raise NotRun("Cython is not installed")
+    compiler = c_compiler()
+    c_source = BUILD / f"{source.stem}.c"
     library = BUILD / (source.stem + sysconfig.get_config_var("EXT_SUFFIX"))
+    directives = "boundscheck=False,wraparound=False,initializedcheck=False"
+    cython = [sys.executable, "-m", "cython", "-3", "-X", directives, "-I", ROOT, "-o", c_source, source]
+    subprocess.run(cython, check=True, cwd=ROOT)
+    include = sysconfig.get_path("include")
+    subprocess.run([compiler, "-O3", "-shared", "-fPIC", "-I", include, "-o", library, c_source], check=True)
     spec = importlib.util.spec_from_file_location(source.stem, library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

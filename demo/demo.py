@@ -5,7 +5,7 @@ clients send and mirrors it to both shadows. At the end the account of each upst
 that production got must have reached each shadow, byte for byte. Exit status 0 says that all of this holds.
 
 Where capturing is not permitted the same is done from demo.pcap, which holds such traffic (captured by `gopher --write`
-between two machines with a link that loses one packet in twenty).
+over links that lose one packet in twenty).
 """
 
 from __future__ import annotations

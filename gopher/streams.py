@@ -59,7 +59,9 @@ class _OpenStream:
     gaps: int = 0
 
 
-def read_streams(path: str | os.PathLike[str], ports: Collection[int] | None = None) -> Iterator[Stream]:
+def read_streams(
+    path: str | os.PathLike[str], ports: Collection[int] | None = None, *, decap: bool = True
+) -> Iterator[Stream]:
     """The TCP streams of a capture file (pcap or pcapng), each when its connection closes.
 
     That order, and not the order in which the connections opened, keeps only those in memory that are open at the same
@@ -70,12 +72,14 @@ def read_streams(path: str | os.PathLike[str], ports: Collection[int] | None = N
     Args:
         path: the capture file; compressed with gzip or not.
         ports: server ports to follow; None follows every connection.
+        decap: look into VXLAN, GRE, ERSPAN and IP-in-IP for the TCP packet inside. A capture file is read for what is
+            in it, so this is on, unlike in `Reassembler`.
 
     Raises:
         CaptureError: the file cannot be read or is not a capture; raised by `next`, not by the call.
         ValueError: a port is out of range; likewise.
     """
-    reassembler = Reassembler(ports, gap_timeout_s=_GAP_TIMEOUT_S, idle_timeout_s=_IDLE_TIMEOUT_S)
+    reassembler = Reassembler(ports, gap_timeout_s=_GAP_TIMEOUT_S, idle_timeout_s=_IDLE_TIMEOUT_S, decap=decap)
     open_streams: dict[Flow, _OpenStream] = {}
     with contextlib.closing(CaptureFile(path)) as capture:
         for batch in capture.batches():

@@ -22,7 +22,7 @@ from gopher.capture.mirror import Mirror
 from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.source import FileSource, open_source
 from gopher.capture.tcp import Address, resolve
-from gopher.errors import ConfigError
+from gopher.errors import CaptureError, ConfigError
 from gopher.observe.report import check_writable, to_table, write_report
 from gopher.observe.terminal import status_line
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["run_capture"]
 
 TICK_S: Final = 0.25
+# Under load there is always one more batch.
+LAST_LOOK_S: Final = 0.5
 # Beside one descriptor for each mirrored connection and upstream.
 SPARE_DESCRIPTORS: Final = 256
 
@@ -119,6 +121,7 @@ class _Run:
 
     async def run(self) -> int:
         config = self._config
+        failure = None
         with contextlib.ExitStack() as closing:
             write = None
             if config.write_path is not None:
@@ -132,36 +135,55 @@ class _Run:
                 if config.stats_interval_s is not None:
                     nursery.start_soon(self._status, config.stats_interval_s)
                 self._say(self._ready_line())
-                await self._intake(write)
+                try:
+                    await self._intake(write)
+                except CaptureError as exc:
+                    # The device went away, or the disk is full: what was captured until then is still owed.
+                    failure = exc
+                await self._end_intake()
                 await self._drain()
                 nursery.cancel_scope.cancel()
         self._warn_truncated()
         self._report()
+        if failure is not None:
+            raise failure
         return 0
 
     # -- intake ----------------------------------------------------------------------------------------------------
 
     async def _intake(self, write: Callable[..., None] | None) -> None:
-        source, mirror = self._source, self._mirror
-        feed = mirror.reassembler.feed
         if self._config.duration_s is not None:
             self._intake_scope.deadline = trio.current_time() + self._config.duration_s
         with self._intake_scope:
-            while not source.finished:
-                await source.wait_readable()
-                while True:
-                    batch = source.next_batch()
-                    if not batch.index:
-                        break
-                    if write is not None:
-                        write(batch)
-                    # Taking the lock is also the checkpoint that lets the pump drain answers.
-                    async with self._turn:
-                        # Half of a batch's events must not be forgotten: they are accounts.
-                        with trio.CancelScope(shield=True):
-                            await mirror.handle(feed(batch))
+            while not self._source.finished:
+                await self._source.wait_readable()
+                await self._take(write)
+        if not self._from_file:
+            # What came before the end may still wait in the kernel, for as long as a block may be held back.
+            with trio.move_on_after(LAST_LOOK_S):
+                await trio.sleep(2 * self._config.source.wakeup_ms / 1000)
+                await self._take(write)
+
+    async def _take(self, write: Callable[..., None] | None) -> None:
+        """Handle what the source has now, up to a cancellation."""
+        feed, handle = self._mirror.reassembler.feed, self._mirror.handle
+        while True:
+            batch = self._source.next_batch()
+            if not batch.index:
+                return
+            if write is not None:
+                write(batch)
+            # A batch in hand must not be forgotten: its events are accounts.
+            with trio.CancelScope(shield=True):
+                async with self._turn:
+                    await handle(feed(batch))
+            # Also lets the pump drain answers while there is no end of batches.
+            await trio.lowlevel.checkpoint()
+
+    async def _end_intake(self) -> None:
+        mirror = self._mirror
         # The end of a file is the end of its streams; a stopped capture only looks away.
-        cut = not (self._from_file and source.finished)
+        cut = not (self._from_file and self._source.finished)
         async with self._turn:
             await mirror.handle(mirror.reassembler.flush())
             mirror.stop(cut=cut)

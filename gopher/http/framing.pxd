@@ -18,6 +18,7 @@ cdef struct HttpFramer:
     uint64_t body_left      # bytes of a Content-Length body or chunk that may be skipped without looking at them
     uint64_t head_bits      # requests: bit (k mod 64) is set if request k was HEAD
     uint64_t connect_bits   # requests: bit (k mod 64) is set if request k was CONNECT
+    uint64_t special        # requests: 1 + the index of the last HEAD or CONNECT; 0 while there was none
     uint8_t opaque          # not HTTP/1 (any more): another protocol, an upgraded connection, a tunnel, a broken head
     uint8_t until_close     # responses: the body ends with the connection
     # -- private: the state machine of framing.pyx -------------------------------------------------------------------
@@ -40,7 +41,8 @@ cdef void http_framer_init(HttpFramer* framer, int role) noexcept nogil
 # first byte came in an earlier feed, that is offset 0. How the bytes are cut into feeds changes nothing else.
 # `requests`: for a response framer, the framer of the requests it answers (for HEAD and CONNECT), else NULL. Response
 # k answers request k; set started = completed = k at the start for a connection that was joined at request k.
-# `requests` remembers its last 64 methods: an answer further behind than that turns its framer opaque.
+# Of methods only the last 64 are remembered: an answer that is further behind, and not behind the last HEAD or CONNECT,
+# turns its framer opaque.
 cdef Py_ssize_t http_framer_feed(HttpFramer* framer, const HttpFramer* requests,
                                  const uint8_t* data, Py_ssize_t length) noexcept nogil
 

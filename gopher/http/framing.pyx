@@ -186,7 +186,7 @@ cdef inline void _end_response_head(HttpFramer* framer, const HttpFramer* reques
     if framer.status < 200 and framer.status != 101:
         framer.state = START
         return
-    if requests != NULL and k < requests.started:
+    if requests != NULL and k < requests.special:
         if requests.started - k > 64:
             framer.opaque = 1
             return
@@ -360,8 +360,10 @@ cdef inline const uint8_t* _feed_method(HttpFramer* framer, const uint8_t* p, co
     bit = <uint64_t>1 << ((framer.started - 1) & 63)
     if word == WORD_HEAD:
         framer.head_bits |= bit
+        framer.special = framer.started
     elif word == WORD_CONNECT:
         framer.connect_bits |= bit
+        framer.special = framer.started
     framer.state = TARGET
     framer.position = 0
     return p + 1

@@ -8,14 +8,17 @@ from tests.support.corpus import CORPUS, disagreements, needs_corpus, truth
 pytestmark = needs_corpus
 
 # Firm entries where gopher rightly says something else: (capture, stream number, half) and why.
-GOPHER_IS_RIGHT: dict[tuple[str, int, str], str] = {}
+GOPHER_IS_RIGHT = {
+    ("zeek+zeek/testing_btest_Traces_tcp_rst-inject-rae.pcap", 0, "c2s"): (
+        "The server's RST has exactly the sequence number the client waits for, so it ends the connection. The 150 bytes "
+        "that the client had still sent come after it, and are answered with another RST: no application read them."
+    ),
+}
 
 
-@pytest.mark.parametrize("file", sorted(truth()))
+@pytest.mark.parametrize("file", sorted(truth()) or [f"none in {CORPUS}"])
 def test_streams_equal_what_two_tools_say(file):
-    differing = {
-        (stream, half): difference
-        for stream, half, difference in disagreements(file, read_streams(CORPUS / "captures" / file))
-        if (file, stream, half) not in GOPHER_IS_RIGHT
-    }
-    assert not differing
+    differing = {(file, *where): how for *where, how in disagreements(file, read_streams(CORPUS / "captures" / file))}
+    known = {entry for entry in GOPHER_IS_RIGHT if entry[0] == file}
+    assert {entry: how for entry, how in differing.items() if entry not in known} == {}
+    assert known <= differing.keys(), "gopher agrees now: take it off the list"

@@ -51,6 +51,8 @@ def test_healthy_upstream_gets_everything_beside_a_dead_a_silent_and_a_resetting
             with host.connect(PRODUCTION) as client:
                 for part in range(12):
                     exchange(client, post(part, noise(1_000_000, number)))
+            # No more on the way than the kernel's ring holds, on a machine of any speed.
+            shadow.wait_requests(200 + 12 * (number + 1))
         assert_mirrored(production, shadow)
         assert gopher.peak_memory_mib() < BASE_MEMORY_MIB + 16
         report = gopher.stop()
@@ -212,6 +214,14 @@ def test_client_that_has_gone_is_lingered_for(host, production):
         slow.release()
         assert_mirrored(production, slow)
         assert [each.ended for each in slow.connections] == ["fin", "fin"]
+
+
+def test_long_keep_alive_connection_ends_when_all_is_answered(host, production, shadow):
+    with GopherProcess(*CAPTURE, "--linger", "60", "-u", shadow.name, namespace=host):
+        with host.connect(PRODUCTION) as client:
+            for number in range(300):
+                exchange(client, get(number))
+        assert_mirrored(production, shadow)
 
 
 def test_linger_ends(host, production):

@@ -2,13 +2,13 @@
 
 import random
 
-from hypothesis import given, note
+from hypothesis import assume, given, note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from gopher._fastpath import FlowClosed, FlowOpened, Reassembler, StreamData, StreamGap, pack_batch
 from tests.support.model import Ended, StreamModel, joined, outcome_of
-from tests.support.packets import ACK, FIN, LINKTYPE_ETHERNET, RST, SYN, Conversation
+from tests.support.packets import ACK, FIN, LINKTYPE_ETHERNET, RST, START_NS, SYN, Conversation
 
 DIRECTIONS = st.sampled_from([0, 1])
 # Around the places where 32-bit arithmetic goes wrong, and anywhere.
@@ -38,10 +38,11 @@ class ReassemblyMachine(RuleBasedStateMachine):
         self.fed_packets = 0
         self.delivered_bytes = [0, 0]
         self.gap_lengths = []
+        self.now_ns = START_NS
         self.connect(isns, handshake)
 
     def connect(self, isns, handshake):
-        self.conversation = Conversation(client_isn=isns[0], server_isn=isns[1], step_ns=0)
+        self.conversation = Conversation(client_isn=isns[0], server_isn=isns[1], now_ns=self.now_ns, step_ns=0)
         self.models = [StreamModel(self.policy), StreamModel(self.policy)]
         self.highest = [0, 0]
         self.history = []
@@ -133,7 +134,10 @@ class ReassemblyMachine(RuleBasedStateMachine):
     @rule(isns=st.tuples(ISNS, ISNS))
     @precondition(lambda self: self.closed)
     def reuse_ports(self, isns):
+        # With the same number it would be the old SYN once more.
+        assume(isns[0] != self.conversation.client_isn and isns[1] != self.conversation.server_isn)
         self.feed(one_by_one=False)
+        self.now_ns = self.conversation.now_ns
         self.connect(isns, handshake=True)
 
     def take(self, events):

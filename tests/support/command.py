@@ -76,13 +76,13 @@ class GopherProcess:
             if self._ready:
                 self.wait_stderr(READY.match)
         except BaseException:
-            self._kill()
+            self._give_up()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            self._kill()
+            self._give_up()
             print(f"stderr of gopher:\n{self.stderr}")
         elif self.exit_status is None:
             self.stop()
@@ -98,8 +98,13 @@ class GopherProcess:
             self._eof = True
             self._changed.notify_all()
 
-    def _kill(self) -> None:
-        self._process.kill()
+    def _give_up(self) -> None:
+        """The test has failed; what gopher says at its end may tell why."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
         self._ended()
 
     def _ended(self) -> None:
@@ -158,7 +163,8 @@ class GopherProcess:
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self._kill()
+            self._process.kill()
+            self._ended()
             raise AssertionError(f"gopher did not end within {timeout_s} s:\n{self.stderr}") from None
         self._ended()
 

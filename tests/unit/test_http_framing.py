@@ -342,9 +342,19 @@ def test_method_bit_of_64_requests_ago_is_cleared():
     assert (responses.completed, responses.opaque) == (65, False)
 
 
-def test_answer_more_than_64_requests_behind_turns_opaque():
-    framer = feed_responses(OK, GET * 65)
+def test_answer_more_than_64_requests_behind_a_head_turns_opaque():
+    framer = feed_responses(OK, GET * 64 + b"HEAD / HTTP/1.1\r\n\r\n")
     assert (framer.started, framer.completed, framer.opaque) == (1, 0, True)
+
+
+def test_answers_are_followed_however_far_behind_while_no_head_is_among_the_requests():
+    requests = RequestFramer()
+    responses = ResponseFramer(requests)
+    requests.feed(b"HEAD / HTTP/1.1\r\n\r\n")
+    responses.feed(response(b"Content-Length: 5\r\n"))
+    requests.feed(GET * 1000)
+    responses.feed(OK * 1000)
+    assert (responses.completed, responses.opaque) == (1001, False)
 
 
 @pytest.mark.parametrize(
