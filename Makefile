@@ -4,8 +4,18 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
     $$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
 BIN = .venv/bin
 CYTHON_SOURCES = $(shell find gopher -name '*.pyx' -o -name '*.pxd')
+CLANG = clang
+TARGET = reassembler
+SECONDS = 60
+# A build with other settings ($(1): in the environment) lives in a copy of the tree: the one in use stays as it is.
+build_copy = mkdir -p build/$@ && \
+    tar -c --exclude=./build --exclude='./.*' --exclude='*.so' --exclude=__pycache__ . | tar -x -C build/$@ && \
+    $(BIN)/pip install --quiet --disable-pip-version-check 'Cython>=3.1' 'setuptools>=77' && \
+    cd build/$@ && $(1) ../../$(BIN)/python setup.py --quiet build_ext --inplace
+# Every Python object in an allocation of its own, whose bounds are watched; CPython leaks by design.
+WATCHED = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0
 
-.PHONY: test demo bench lint clean
+.PHONY: test demo bench lint fuzz sanitize clean
 
 test: .venv/installed
 	$(BIN)/python -m pytest
@@ -24,6 +34,30 @@ lint: .venv/installed
 	$(BIN)/codespell
 	@# A performance hint means that code without the GIL takes it after all, to look for an exception.
 	! $(BIN)/cython -3 -o build/ $(filter %.pyx,$(CYTHON_SOURCES)) 2>&1 | grep -A 9 'performance hint'
+
+# For example: make fuzz TARGET=http_framing SECONDS=600. An input that breaks something becomes build/fuzz/TARGET-*;
+# moved to tests/fuzz/corpus/TARGET, it is a test. Atheris has no version for all Pythons, so none is asked for.
+fuzz: compiler = CC=$(CLANG) GOPHER_SANITIZE=address,undefined,fuzzer-no-link
+fuzz: .venv/installed
+	@command -v $(CLANG) >/dev/null || { echo 'make fuzz needs clang: apt install clang libclang-rt-dev'; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	$(call build_copy,$(compiler))
+	mkdir -p build/fuzz/corpus/$(TARGET)
+	cd build/fuzz && env LD_PRELOAD="$$(../../$(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so" \
+	    $(WATCHED):malloc_context_size=0:quarantine_size_mb=16 ../../$(BIN)/python -m tests.fuzz.fuzz $(TARGET) \
+	    corpus/$(TARGET) tests/fuzz/corpus/$(TARGET) -max_total_time=$(SECONDS) -timeout=20 -artifact_prefix=$(TARGET)-
+
+# The tests with AddressSanitizer and UndefinedBehaviorSanitizer; their reports go to files, past what pytest captures.
+# Not end to end: what is preloaded here goes for every nginx and curl, too, and they hang with it.
+sanitize: compiler = GOPHER_SANITIZE=address,undefined
+sanitize: reports = $(CURDIR)/build/sanitize/report
+sanitize: .venv/installed
+	$(call build_copy,$(compiler))
+	rm -f $(reports).*
+	cd build/sanitize && env LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" $(WATCHED):log_path=$(reports) \
+	    UBSAN_OPTIONS=print_stacktrace=1:log_path=$(reports) \
+	    GOPHER_CORPUS="$${GOPHER_CORPUS:-../../../shared/corpus}" ../../$(BIN)/python -m pytest --ignore tests/e2e; \
+	    status=$$?; ! cat $(reports).* 2>/dev/null && exit $$status
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -26,6 +26,7 @@ BENCHMARKS = {
     "capture-10000-per-s": [CAPTURE, "--rate=10000"],
     "capture-2-upstreams": [CAPTURE, "--rate=10000", "--upstreams=2"],
     "capture-3-upstreams": [CAPTURE, "--rate=10000", "--upstreams=3"],
+    "offline": ["benchmarks.macro.offline"],
     "latency": ["benchmarks.macro.latency"],
 }
 

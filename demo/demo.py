@@ -215,34 +215,30 @@ def curl_client(port: int, deadline_s: float) -> None:
         subprocess.run(["curl", "--silent", "--fail", *urls], check=True, stdout=subprocess.DEVNULL)
 
 
-CLIENTS: dict[str, Callable[[int, float], None]] = {
-    "4 with a keep-alive connection each": keep_alive_client,
-    "2 with a new connection for each request": short_client,
-    "1 uploading files of 1 MB": upload_client,
-    "1 uploading in chunks": chunked_client,
-}
-CLIENT_COUNTS = (4, 2, 1, 1)
+Client = Callable[[int, float], None]
+CLIENTS: list[tuple[int, str, Client]] = [
+    (4, "with a keep-alive connection each", keep_alive_client),
+    (2, "with a new connection for each request", short_client),
+    (1, "uploading files of 1 MB", upload_client),
+    (1, "uploading in chunks", chunked_client),
+]
 
 
 def run_clients(port: int, seconds: float) -> None:
     """Let all clients work for that long; a client that fails ends the demo."""
     deadline_s = time.monotonic() + seconds
-    clients = dict(zip(CLIENTS.items(), CLIENT_COUNTS, strict=True))
-    work = [client for (_, client), count in clients.items() for _ in range(count)]
-    names = list(CLIENTS)
-    if shutil.which("curl"):
-        work.append(curl_client)
-        names.append("1 curl")
-    print(f"  clients for {seconds:g} seconds: {', '.join(names)}", flush=True)
+    curl = [(1, "curl", curl_client)] if shutil.which("curl") else []
+    clients = CLIENTS + curl
+    print(f"  clients for {seconds:g} seconds:", ", ".join(f"{count} {what}" for count, what, _ in clients), flush=True)
     failures: list[str] = []
 
-    def run(client: Callable[[int, float], None]) -> None:
+    def run(client: Client) -> None:
         try:
             client(port, deadline_s)
         except (OSError, http.client.HTTPException, subprocess.CalledProcessError) as error:
             failures.append(f"{client.__name__}: {error}")
 
-    threads = [threading.Thread(target=run, args=(client,)) for client in work]
+    threads = [threading.Thread(target=run, args=(client,)) for count, _, client in clients for _ in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -5,7 +5,7 @@ without a bound check; malformed input is counted, never raised.
 """
 
 from collections.abc import Collection, Iterable
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, final
 
 CLIENT_TO_SERVER: Final[int]  # 0
 SERVER_TO_CLIENT: Final[int]  # 1
@@ -25,6 +25,7 @@ class Batch(NamedTuple):
 def pack_batch(packets: Iterable[tuple[int, bytes]], linktype: int) -> Batch:
     """Make a batch from (time_ns, packet bytes) pairs."""
 
+@final
 class Flow:
     """One TCP connection, both directions. Compared and hashed by identity."""
 
@@ -38,6 +39,7 @@ class Flow:
     def began_with_syn(self) -> bool: ...  # False: it was open before the capture began
     context: Any  # the caller's; None at first
 
+@final
 class FlowOpened:
     """Comes once, right before the first other event of its flow. A flow that never carries a byte, a FIN of a flow
     with bytes, or a gap has no events at all (a SYN flood makes no objects): it is only counted.
@@ -48,6 +50,7 @@ class FlowOpened:
     @property
     def time_ns(self) -> int: ...
 
+@final
 class StreamData:
     """The next bytes of one direction: contiguous with what came before (after a gap: offset jumps by its length).
 
@@ -66,6 +69,7 @@ class StreamData:
     @property
     def time_ns(self) -> int: ...  # of the newest packet in it
 
+@final
 class StreamGap:
     """`length` bytes from `offset` on were on the wire and not in the capture."""
 
@@ -80,6 +84,7 @@ class StreamGap:
     @property
     def time_ns(self) -> int: ...
 
+@final
 class StreamEnded:
     """FIN, in order: this direction is complete at `offset` bytes."""
 
@@ -92,6 +97,7 @@ class StreamEnded:
     @property
     def time_ns(self) -> int: ...
 
+@final
 class FlowClosed:
     """The last event of a flow.
 
@@ -133,7 +139,9 @@ class ReassemblerStatistics(NamedTuple):
     memory_bytes: int  # all that the fast path has allocated (now)
     allocations: int  # how often the fast path asked the system for memory
     segments_refused: int  # what a kernel drops: RST out of the window, signed segments where the SYN was not signed
+    packets_bad_checksum: int  # dropped because of verify_checksums
 
+@final
 class Reassembler:
     """Feed batches, get events. Not thread-safe; one per thread.
 
@@ -150,6 +158,8 @@ class Reassembler:
             "last", "bsd", "solaris", "old-linux". Bytes already delivered are never revised.
         decap: look into VXLAN, GRE, ERSPAN and IP-in-IP for the innermost TCP packet. The tunnel's number is no part of
             a flow: tunnels that use the same addresses must not be fed to one reassembler.
+        verify_checksums: drop TCP segments whose checksum is wrong. Not for captures made on a sending host: there the
+            network card computes it after the capture. A segment that the snap length cut cannot be verified and passes.
 
     Raises:
         ValueError: an argument is out of range.
@@ -167,9 +177,13 @@ class Reassembler:
         idle_timeout_s: float = 7200.0,
         overlap: str = "linux",
         decap: bool = False,
+        verify_checksums: bool = False,
     ) -> None: ...
-    def feed(self, batch: Batch) -> list[Event]:
-        """Take in one batch. The batch is borrowed for the call only. O(packets + bytes)."""
+    def feed(self, *batches: Batch) -> list[Event]:
+        """Take in batches. They are borrowed for the call only. O(packets + bytes).
+
+        What several batches bring of one stream comes in one event, as what one batch brings.
+        """
 
     def expire(self, now_ns: int) -> list[Event]:
         """Apply the timeouts as of `now_ns` (capture clock); for links that went quiet. O(what is due)."""

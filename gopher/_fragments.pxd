@@ -174,7 +174,7 @@ cdef inline const uint8_t* fragments_take(Memory* memory, FragmentTable* table, 
     if not fragment.more:
         datagram.length = end
     cost = pieces_cost(datagram.pieces)
-    complete = held_insert(memory, datagram.pieces, 0, fragment.offset, end, fragment.data, &differing)
+    complete = held_insert(memory, datagram.pieces, 0, fragment.offset, end, fragment.data, now_ns, &differing)
     table.bytes += pieces_cost(datagram.pieces) - cost
     if complete and datagram.length and datagram.pieces.bytes == datagram.length:
         return datagram_assemble(memory, table, datagram, length)

@@ -19,6 +19,7 @@ cdef struct HeldRun:
     uint64_t base           # stream offset of the byte right behind this struct
     uint64_t origin_start   # extent of the segment the bytes arrived in
     uint64_t origin_end
+    int64_t arrived_ns      # internal clock
     uint64_t size           # bytes acquired for this struct and its bytes
 
 cdef struct HeldQueue:
@@ -28,6 +29,7 @@ cdef struct HeldQueue:
     uint32_t capacity
     uint32_t direction
     uint64_t bytes          # sum of end - start
+    int64_t fin_ns          # internal clock: when the FIN behind all runs came, if it has
     int64_t since_ns        # internal clock: when the hole in front appeared or last shrank
     void* flow              # borrowed: the flow owns the queue
     HeldQueue* older        # borrowed: list of all queues of a table by since_ns
@@ -40,7 +42,7 @@ cdef inline void run_free(Memory* memory, HeldRun* run) noexcept nogil:
     _release(memory, run, run.size)
 
 cdef inline HeldRun* run_new(Memory* memory, uint64_t start, uint64_t end, uint64_t origin_start, uint64_t origin_end,
-                             const uint8_t* data) noexcept nogil:
+                             const uint8_t* data, int64_t now_ns) noexcept nogil:
     """A run with a copy of data[0 : end - start]; NULL without memory."""
     cdef size_t size = sizeof(HeldRun) + <size_t>(end - start)
     cdef HeldRun* run = <HeldRun*>_acquire(memory, size)
@@ -51,6 +53,7 @@ cdef inline HeldRun* run_new(Memory* memory, uint64_t start, uint64_t end, uint6
     run.base = start
     run.origin_start = origin_start
     run.origin_end = origin_end
+    run.arrived_ns = now_ns
     run.size = size
     memcpy(<uint8_t*>(run + 1), data, <size_t>(end - start))
     return run
@@ -136,7 +139,7 @@ cdef inline bint run_differs(const HeldRun* run, uint64_t start, uint64_t end, c
     return memcmp(run_bytes(run) + (low - run.start), data + (low - start), <size_t>(high - low)) != 0
 
 cdef inline bint held_place(Memory* memory, HeldQueue* queue, uint32_t at, HeldRun* run) noexcept nogil:
-    """Put `run` (may be NULL: nothing to do but fail) at index `at`. False, and run released, without memory."""
+    """Put `run` at index `at`; the queue owns it then. False without memory: it is NULL, or has been released."""
     cdef uint32_t capacity
     cdef HeldRun** runs
     if run == NULL:
@@ -161,6 +164,18 @@ cdef inline bint held_place(Memory* memory, HeldQueue* queue, uint32_t at, HeldR
     queue.bytes += run.end - run.start
     return True
 
+cdef inline HeldRun* run_fitted(Memory* memory, HeldRun* run) noexcept nogil:
+    """`run`, moved to a smaller block if most of its own has been cut away: what overlaps leave of large segments is
+    budgeted by its bytes. Without memory it stays."""
+    cdef HeldRun* fitted
+    if 2 * (run.end - run.start) >= run.size - sizeof(HeldRun):
+        return run
+    fitted = run_new(memory, run.start, run.end, run.origin_start, run.origin_end, run_bytes(run), run.arrived_ns)
+    if fitted == NULL:
+        return run
+    run_free(memory, run)
+    return fitted
+
 cdef inline bint held_cut(Memory* memory, HeldQueue* queue, uint32_t policy, uint64_t start, uint64_t end,
                           const uint8_t* data) noexcept nogil:
     """Make room for a new segment [start, end): whatever loses against it goes. Returns whether any overlapping byte
@@ -177,10 +192,11 @@ cdef inline bint held_cut(Memory* memory, HeldQueue* queue, uint32_t policy, uin
         if new_wins(policy, start, end, run):
             if run.start < start and run.end > end:
                 tail = run_new(memory, end, run.end, run.origin_start, run.origin_end,
-                               run_bytes(run) + (end - run.start))
+                               run_bytes(run) + (end - run.start), run.arrived_ns)
                 if held_place(memory, queue, i + 1, tail):
                     queue.bytes -= run.end - start
                     run.end = start
+                    queue.runs[kept] = run_fitted(memory, run)
                 return differing  # nothing else can overlap
             if run.start >= start and run.end <= end:
                 queue.bytes -= run.end - run.start
@@ -193,6 +209,7 @@ cdef inline bint held_cut(Memory* memory, HeldQueue* queue, uint32_t policy, uin
             else:
                 queue.bytes -= end - run.start
                 run.start = end
+            run = run_fitted(memory, run)
         queue.runs[kept] = run
         kept += 1
         i += 1
@@ -205,7 +222,7 @@ cdef inline bint held_cut(Memory* memory, HeldQueue* queue, uint32_t policy, uin
     return differing
 
 cdef inline bint held_insert(Memory* memory, HeldQueue* queue, uint32_t policy, uint64_t start, uint64_t end,
-                             const uint8_t* data, bint* differing) noexcept nogil:
+                             const uint8_t* data, int64_t now_ns, bint* differing) noexcept nogil:
     """Hold a copy of data for [start, end), overlaps decided by `policy`. False if memory ran out: then some bytes of
     it are not held, and the hole they leave is like any other."""
     cdef uint64_t at = start
@@ -220,7 +237,7 @@ cdef inline bint held_insert(Memory* memory, HeldQueue* queue, uint32_t policy, 
                 at = queue.runs[i].end
                 continue
             hole_end = queue.runs[i].start
-        if not held_place(memory, queue, i, run_new(memory, at, hole_end, start, end, data + (at - start))):
+        if not held_place(memory, queue, i, run_new(memory, at, hole_end, start, end, data + (at - start), now_ns)):
             return False
         at = hole_end
     return True

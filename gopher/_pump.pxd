@@ -14,9 +14,10 @@ cdef class Ledger:
     cdef readonly Budget total          # shared by all upstreams
     cdef readonly int64_t limit         # queued bytes for this upstream
     cdef readonly int64_t connection_limit  # queued bytes for one connection
-    cdef public int64_t captured        # bytes
-    cdef public int64_t delivered       # bytes
-    cdef public int64_t pending         # bytes
+    cdef readonly int64_t queued        # bytes queued now, the client's and others
+    cdef public int64_t captured        # bytes of the client, as are the next three
+    cdef public int64_t delivered
+    cdef public int64_t pending
     cdef readonly dict shed             # reason -> bytes
     cdef readonly int64_t established   # connections that came up
     cdef readonly int64_t responses     # bytes read from the upstream and thrown away
@@ -37,10 +38,11 @@ cdef class Connection:
     cdef readonly object owner          # whose stream this is; the pump's user finds its way back by it
     cdef RequestFramer _requests        # borrowed state: what has been asked on this stream
     cdef HttpFramer _responses          # what has been answered on this connection
-    cdef object _queue                  # deque of bytes that the socket has not taken
-    cdef Py_ssize_t _head               # bytes of _queue[0] that it has taken
-    cdef readonly Py_ssize_t queued     # bytes
-    cdef readonly int64_t sent          # bytes accepted by the socket on this connection
+    cdef object _queue                  # deque of (bytes that the socket has not taken, overhead)
+    cdef Py_ssize_t _head               # bytes of _queue[0][0] that it has taken
+    cdef readonly Py_ssize_t queued     # bytes, the client's and others
+    cdef Py_ssize_t _pending            # the client's bytes among them
+    cdef readonly int64_t sent          # the client's bytes accepted by the socket on this connection
     cdef readonly int64_t answered      # bytes read
     cdef uint64_t _base                 # index of the first request on this connection
     cdef int _fd
@@ -53,10 +55,11 @@ cdef class Connection:
     cdef public int attempts_left       # the caller's: addresses not tried yet
 
     cdef int _watch(self, bint write, int operation)
-    cdef void _append(self, bytes data, Py_ssize_t taken)
+    cdef void _append(self, bytes data, Py_ssize_t overhead, Py_ssize_t taken)
     cdef void _wake_at(self, int length)
     cdef int _flush(self)
     cdef int _drain(self)
     cdef int _finish_step(self)
     cdef int _ready(self, unsigned int events)
+    cdef int _write(self, bytes data, Py_ssize_t overhead)
     cpdef int write(self, bytes data)

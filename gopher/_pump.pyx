@@ -7,7 +7,8 @@ need a decision. `gopher.pump` runs it under one Trio task.
 
 Acts only on its own non-blocking sockets; never waits, and holds the GIL throughout because no call can block.
 Invariant, for each `Ledger`: captured = delivered + sum(shed) + pending, as long as the caller adds to `captured`
-what it hands to `write`.
+what it hands to `write`. These count the client's bytes; what a link wraps them in (`Connection.write_wrapped`) counts
+only where memory is bounded.
 """
 
 from collections import deque
@@ -99,6 +100,11 @@ cdef enum:
 OVER_CONNECTION = _OVER_CONNECTION
 OVER_UPSTREAM = _OVER_UPSTREAM
 OVER_TOTAL = _OVER_TOTAL
+
+
+cdef inline Py_ssize_t _behind(Py_ssize_t overhead, Py_ssize_t begin, Py_ssize_t end) noexcept:
+    """How many of the bytes [begin, end) of a write are behind its first `overhead` bytes."""
+    return max(end, overhead) - max(begin, overhead)
 
 
 cdef class Budget:
@@ -239,14 +245,17 @@ cdef class Connection:
         return 0
 
     def unaccepted(self):
-        """Bytes sent on this connection that the upstream's TCP has not acknowledged yet."""
+        """The client's bytes sent on this connection that the upstream's TCP may not have acknowledged yet.
+
+        Where others were sent after them this is too many, by as many at most.
+        """
         cdef int length = 0
         if self._fd >= 0 and not self._connecting:
             ioctl(self._fd, SIOCOUTQ, &length)
             # The kernel computes write_seq - snd_una, in which our own FIN is one more byte.
             if self._half_closed and length:
                 length -= 1
-        return length
+        return min(<int64_t>length, self.sent)
 
     def hang_up(self, bint hard):
         """Close the descriptor; what is queued stays queued. `hard`: by RST, whatever the kernel still holds."""
@@ -271,12 +280,13 @@ cdef class Connection:
         Returns:
             How many bytes were shed.
         """
-        cdef int64_t length = self.queued
+        cdef int64_t length = self._pending
+        self.ledger.pending -= length
+        self.ledger.queued -= self.queued
+        self.ledger.total.used -= self.queued
         self._queue.clear()
         self._head = 0
-        self.queued = 0
-        self.ledger.pending -= length
-        self.ledger.total.used -= length
+        self.queued = self._pending = 0
         self.ledger.delivered -= unaccepted
         self.sent -= unaccepted
         self.ledger.add_shed(reason, length + unaccepted)
@@ -290,6 +300,13 @@ cdef class Connection:
             caller now waits for room or gives the connection up; or a negative errno with `data` queued and the
             connection useless.
         """
+        return self._write(data, 0)
+
+    def write_wrapped(self, bytes data not None, Py_ssize_t overhead):
+        """As `write`, for bytes of which the first `overhead` are not the client's: no account counts those."""
+        return self._write(data, overhead)
+
+    cdef int _write(self, bytes data, Py_ssize_t overhead):
         cdef Py_ssize_t taken = 0
         cdef Py_ssize_t length = PyBytes_GET_SIZE(data)
         cdef int failure
@@ -304,11 +321,11 @@ cdef class Connection:
                 failure = errno
                 taken = 0
                 if failure != EAGAIN and failure != EINTR:
-                    self._append(data, 0)
+                    self._append(data, overhead, 0)
                     return -failure
             else:
-                self.sent += taken
-                self.ledger.delivered += taken
+                self.sent += _behind(overhead, 0, taken)
+                self.ledger.delivered += _behind(overhead, 0, taken)
                 if self._connecting:
                     self._connecting = False
                     self.ledger.established += 1
@@ -316,14 +333,14 @@ cdef class Connection:
                         self._pump.blocked += 1
                 if taken == length:
                     return self._watch(False, EPOLL_CTL_MOD) if self._wants_write else 0
-        self._append(data, taken)
+        self._append(data, overhead, taken)
         if not self._wants_write and self._fd >= 0:
             failure = self._watch(True, EPOLL_CTL_MOD)
             if failure:
                 return failure
         if self.queued > self.ledger.connection_limit:
             return _OVER_CONNECTION
-        if self.ledger.pending > self.ledger.limit:
+        if self.ledger.queued > self.ledger.limit:
             return _OVER_UPSTREAM
         if self.ledger.total.used > self.ledger.total.limit:
             return _OVER_TOTAL
@@ -349,17 +366,18 @@ cdef class Connection:
                 return outcome
         return self._finish_step()
 
-    cdef void _append(self, bytes data, Py_ssize_t taken):
-        cdef Py_ssize_t rest = PyBytes_GET_SIZE(data) - taken
+    cdef void _append(self, bytes data, Py_ssize_t overhead, Py_ssize_t taken):
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(data)
+        cdef Py_ssize_t waiting = _behind(overhead, taken, length)
+        # Bytes are written at once only when nothing waits, so only the first entry is ever sent in part.
         if not self._queue:
             self._head = taken
-            self._queue.append(data)
-        else:
-            # Only the first entry may be partly sent.
-            self._queue.append(data[taken:] if taken else data)
-        self.queued += rest
-        self.ledger.pending += rest
-        self.ledger.total.used += rest
+        self._queue.append((data, overhead))
+        self.queued += length - taken
+        self._pending += waiting
+        self.ledger.pending += waiting
+        self.ledger.queued += length - taken
+        self.ledger.total.used += length - taken
 
     cdef int _watch(self, bint write, int operation):
         cdef epoll_event event
@@ -380,19 +398,22 @@ cdef class Connection:
     cdef int _flush(self):
         """Send from the queue. Returns 0 or a negative errno."""
         cdef bytes data
-        cdef Py_ssize_t taken, length
+        cdef Py_ssize_t overhead, taken, counted, length
         while self.queued:
-            data = self._queue[0]
+            data, overhead = self._queue[0]
             length = PyBytes_GET_SIZE(data) - self._head
             taken = send(self._fd, PyBytes_AS_STRING(data) + self._head, length, MSG_DONTWAIT | MSG_NOSIGNAL)
             if taken < 0:
                 if errno == EINTR:
                     continue
                 return 0 if errno == EAGAIN else -errno
-            self.sent += taken
+            counted = _behind(overhead, self._head, self._head + taken)
+            self.sent += counted
             self.queued -= taken
-            self.ledger.delivered += taken
-            self.ledger.pending -= taken
+            self._pending -= counted
+            self.ledger.delivered += counted
+            self.ledger.pending -= counted
+            self.ledger.queued -= taken
             self.ledger.total.used -= taken
             if taken < length:
                 self._head += taken

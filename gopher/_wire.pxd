@@ -327,7 +327,7 @@ cdef inline int parse_gre(Cursor* cursor, uint32_t* ethertype) noexcept nogil:
     return WIRE_TUNNEL
 
 cdef inline int parse_tunnel(Cursor* cursor, uint8_t protocol, uint32_t* ethertype) noexcept nogil:
-    """Step into a tunnelled packet: WIRE_TUNNEL, and the cursor at what `ethertype` says; WIRE_NOT_TCP if it is none."""
+    """Step into a tunnelled packet: WIRE_TUNNEL, and the cursor at what `ethertype` says; else WIRE_NOT_TCP."""
     cdef uint32_t port
     if protocol == PROTOCOL_IPV4 or protocol == PROTOCOL_IPV6:
         ethertype[0] = ETHERTYPE_ANY_IP
@@ -397,6 +397,7 @@ cdef inline int parse_ipv6(Cursor* cursor, Segment* segment, uint32_t* ethertype
     cdef int64_t payload
     cdef int64_t jumbo
     cdef uint8_t protocol
+    cdef uint32_t offset
     cdef Py_ssize_t extension
     cdef int status
     if not has(cursor, 40) or header[0] >> 4 != 6:
@@ -425,9 +426,9 @@ cdef inline int parse_ipv6(Cursor* cursor, Segment* segment, uint32_t* ethertype
                 fragment.key[3] = be64(header + 24)
                 fragment.key[4] = be64(header + 32)
                 fragment.protocol = cursor.at[0]
+                offset = be16(cursor.at + 2)
                 cursor.at += 8
-                return parse_fragment(cursor, payload - (cursor.at - body), be16(cursor.at - 6) & 0xFFF8,
-                                      cursor.at[-5] & 1, fragment)
+                return parse_fragment(cursor, payload - (cursor.at - body), offset & 0xFFF8, offset & 1, fragment)
             extension = 8  # an atomic fragment (RFC 6946) is a whole packet
         elif protocol == PROTOCOL_HOP_BY_HOP or protocol == PROTOCOL_ROUTING or protocol == PROTOCOL_DESTINATION:
             if not has(cursor, 8):
@@ -459,11 +460,11 @@ cdef inline int parse_frame(int linktype, bint decap, const uint8_t* frame, Py_s
     cdef uint32_t ethertype
     cdef uint32_t* inner = &ethertype if decap else NULL
     cdef int status
-    cdef int depth
+    cdef int _depth
     cursor.at = frame
     cursor.end = frame + captured
     ethertype = link_type(&cursor, linktype)
-    for depth in range(TUNNELS_MAX + 1):
+    for _depth in range(TUNNELS_MAX + 1):
         if network_type(&cursor, ethertype) == ETHERTYPE_NONE:
             return WIRE_NOT_TCP
         if has(&cursor, 1) and cursor.at[0] >> 4 == 6:
@@ -505,3 +506,23 @@ cdef inline bint is_signed(const Segment* segment) noexcept nogil:
             return False
         at += options[at + 1]
     return False
+
+cdef inline bint checksum_is_right(const Segment* segment) noexcept nogil:
+    """Whether the TCP checksum of a segment that is there as a whole is right (RFC 9293 section 3.1, RFC 8200 section
+    8.1). The addresses may be summed in any order."""
+    cdef const uint8_t* at = segment.options - 20
+    cdef uint32_t length = 20 + segment.options_length + segment.length
+    cdef const uint8_t* end = at + (length & ~<uint32_t>1)
+    cdef uint64_t total = 6 + length
+    cdef int words = 5 if segment.key.words[0] >> 32 == 6 else 2
+    cdef int i
+    for i in range(1, words):
+        total += (segment.key.words[i] >> 32) + <uint32_t>segment.key.words[i]
+    while at < end:
+        total += be16(at)
+        at += 2
+    if length & 1:
+        total += <uint32_t>at[0] << 8
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total == 0xFFFF

@@ -1,4 +1,4 @@
-"""The `gopher` command: arguments -> `CaptureConfig` -> `trio.run`, and the exit status.
+"""The `gopher` command: arguments -> `CaptureConfig` or `RelayConfig` -> `trio.run`, and the exit status.
 
 `parse` is pure: no file, no name resolution, no output but that of `--help` and `--version`. `main` is the only place
 that prints errors and that unpacks exception groups. The default of every option is that of the field it sets in
@@ -25,6 +25,7 @@ from gopher.config import (
     MirrorConfig,
     OverlapPolicy,
     ReassemblyConfig,
+    RelayConfig,
     SourceConfig,
     UpstreamConfig,
 )
@@ -39,22 +40,30 @@ __all__ = ["main", "parse"]
 
 EXAMPLE: Final = "gopher --mode=capture --port=80 --upstream=machineB:1080"
 
+RELAY_EXAMPLE: Final = "gopher -r -p 3280 -u localhost:80"
+
 EXIT_INTERRUPTED: Final = 130
 """What a shell reports for a program that SIGINT ended."""
 
-USAGE: Final = "gopher -c -p PORT -u UPSTREAM [-u UPSTREAM ...] [option ...]"
+USAGE: Final = "gopher -c|-r -p PORT -u UPSTREAM [-u UPSTREAM ...] [option ...]"
 
 DESCRIPTION: Final = """\
-Mirror live TCP traffic: what clients send to a port of this machine also goes to
-each upstream, on a connection of its own per client connection. Gopher only
-listens; the server on that port notices nothing.
+Mirror live TCP traffic. Capture mode: what clients send to a port of this machine
+also goes to each upstream, on a connection of its own per client connection.
+Gopher only listens; the server on that port notices nothing. Relay mode: accept
+mirrored traffic and pass it on to a web server, with production's session values
+turned into those of that server.
 """
 
 EPILOG: Final = """\
 UPSTREAM is one of
   HOST[:PORT]          host name or IPv4 address; without PORT, the captured port
+                       (relay mode: 80)
   [ADDRESS][:PORT]     IPv6 address
   tcp://HOST[:PORT]    the same, as a URL
+  relay://HOST[:PORT]  a relay, or any server that speaks the PROXY protocol: it is
+                       told who the client was, and with --responses a relay gets
+                       production's answers along
   dir:PATH             each client's stream into a file of this directory
 
 SIZE is bytes, or has a unit: 512k, 64M, 1GiB (powers of 1024).
@@ -64,6 +73,7 @@ examples:
   gopher -c -p 80 -u machineB:3280 -u machineC:3280 -u machineD
   gopher -c -i eth0 -p 80,8080 -u staging:80 --sample 10% --report accounts.json
   gopher -c -p 80 --read monday.pcap --speed max -u dir:streams
+  gopher -r -p 3280 -u localhost:80
 
 exit status:
   0 finished, 1 failed while running, 2 wrong usage, 77 not permitted to capture
@@ -77,6 +87,18 @@ _STAGES: Final[dict[str, type]] = {
     "reassembly": ReassemblyConfig,
     "mirror": MirrorConfig,
     "run": CaptureConfig,
+    "relay": RelayConfig,
+}
+# Settings that capture and relay mode share: the stage that the option belongs to, and the name.
+_SHARED: Final = {
+    "source.ports",
+    "mirror.upstreams",
+    "mirror.connect_timeout_s",
+    "mirror.max_connections",
+    "run.report_path",
+    "run.duration_s",
+    "run.drain_s",
+    "run.verbosity",
 }
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": MIB, "g": 1 << 30}
 # Thirty years: as nanoseconds still a 64-bit number.
@@ -86,7 +108,7 @@ _RING_MIN_BYTES: Final = 512 << 10
 _RING_MAX_BYTES: Final = 2047 * MIB
 
 
-def parse(argv: Sequence[str]) -> CaptureConfig:
+def parse(argv: Sequence[str]) -> CaptureConfig | RelayConfig:
     """Turn command-line arguments into a configuration.
 
     Args:
@@ -107,9 +129,13 @@ def parse(argv: Sequence[str]) -> CaptureConfig:
 
     mode = getattr(namespace, "mode", None)
     if mode is None:
-        raise ConfigError("the mode is missing: -c or --mode=capture", hint=f"for example: {EXAMPLE}")
+        raise ConfigError(
+            "the mode is missing: -c or --mode=capture, -r or --mode=relay", hint=f"for example: {EXAMPLE}"
+        )
     if mode == "relay":
-        raise ConfigError("relay mode is not in this version yet", hint=f"what is: {EXAMPLE}")
+        return _relay(given)
+    if given["relay"]:
+        raise _wrong_mode("relay", next(iter(given["relay"])), "relay")
     source, mirror = given["source"], given["mirror"]
     if "ports" not in source:
         raise ConfigError("the port to capture is missing: -p/--port", hint=f"for example: {EXAMPLE}")
@@ -130,6 +156,37 @@ def parse(argv: Sequence[str]) -> CaptureConfig:
     )
 
 
+def _relay(given: dict[str, dict[str, Any]]) -> RelayConfig:
+    settings = given.pop("relay")
+    for stage, values in given.items():
+        for name, value in values.items():
+            if f"{stage}.{name}" not in _SHARED:
+                raise _wrong_mode(stage, name, "capture")
+            settings[name] = value
+    if "ports" not in settings:
+        raise ConfigError("the port to listen on is missing: -p/--port", hint=f"for example: {RELAY_EXAMPLE}")
+    if "upstreams" not in settings:
+        raise ConfigError("an upstream is missing: -u/--upstream", hint=f"for example: {RELAY_EXAMPLE}")
+    settings["ports"] = tuple(dict.fromkeys(settings["ports"]))
+    upstreams = tuple(_upstream(text, (80,)) for text in settings["upstreams"])
+    for upstream in upstreams:
+        if upstream.scheme != "tcp":
+            raise ConfigError(
+                f"-u/--upstream {upstream.name!r}: relay mode sends to tcp:// only", hint=f"like {RELAY_EXAMPLE}"
+            )
+    settings["upstreams"] = upstreams
+    settings["link_from"] = tuple(settings.get("link_from", ()))
+    rules = settings.get("couple", ())
+    settings["couple"] = tuple(rule for rule in rules if rule != "auto")
+    settings["couple_auto"] = "auto" in rules
+    return RelayConfig(**settings)
+
+
+def _wrong_mode(stage: str, name: str, mode: str) -> ConfigError:
+    option = next(action.option_strings[-1] for action in _parser()._actions if action.dest == f"{stage}.{name}")
+    return ConfigError(f"{option} is for {mode} mode only", hint="gopher --help lists the options of each mode")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` defaults to the process's own arguments.
 
@@ -146,6 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Here, so that --help, --version and usage errors do not wait for it.
         import trio
 
+        if isinstance(config, RelayConfig):
+            from gopher.relay.server import run_relay
+
+            return trio.run(run_relay, config)
         from gopher.capture.run import run_capture
 
         return trio.run(run_capture, config)
@@ -205,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     required = parser.add_argument_group("what to do")
     mode = required.add_mutually_exclusive_group()
     mode.add_argument("-c", dest="mode", action="store_const", const="capture", help="the same as --mode=capture")
-    mode.add_argument("-r", dest="mode", action="store_const", const="relay", help="relay mode: not in this version")
+    mode.add_argument("-r", dest="mode", action="store_const", const="relay", help="the same as --mode=relay")
     mode.add_argument("--mode", type=_one_of("capture", "relay"), metavar="MODE", help="capture or relay")
     _add(
         required,
@@ -214,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         type=_ports,
         metavar="PORT[,PORT...]",
-        help="the server's TCP port; repeat it, or list several with commas",
+        help="the server's TCP port, or the relay's own; repeat it, or list several with commas",
     )
     _add(
         required,
@@ -239,6 +300,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add(source, "--filter", to="source.filter", metavar="BPF", help="one more condition on packets, like 'src net 10'")
     _add(source, "--responses", to="source.responses", action="store_true", help="capture the server's answers too")
+    _add(
+        source,
+        "--decap",
+        to="source.decap",
+        action="store_true",
+        help="look into VXLAN, GRE and IP-in-IP for TCP packets",
+    )
     _add(source, "--write", to="run.write_path", metavar="FILE", help="keep what was captured in a pcap file")
     _add(
         source,
@@ -261,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="source.wakeup_ms",
         action="store_const",
         const=1,
-        help="wake up for packets every 1 ms instead of 10 ms, at the cost of CPU",
+        help="wake up for packets every 1 ms instead of 8 ms, at the cost of CPU",
     )
 
     streams = parser.add_argument_group("streams")
@@ -283,6 +351,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"whose rules decide when the same bytes come twice and differ: {', '.join(policies)}",
     )
 
+    _add(
+        streams,
+        "--verify-checksums",
+        to="reassembly.verify_checksums",
+        action="store_true",
+        help="drop segments with a wrong TCP checksum; for captures made elsewhere, not on the sending host",
+    )
+
     upstream = parser.add_argument_group("upstream connections")
     for option, field, help_text, positive in (
         ("--linger", "linger_s", "how long an upstream may take to answer after the client has gone", False),
@@ -297,7 +373,7 @@ def _parser() -> argparse.ArgumentParser:
         to="mirror.max_connections",
         type=_count,
         metavar="NUMBER",
-        help="captured connections mirrored at once; one more is shed",
+        help="connections at once: one more is shed, or waits for the relay",
     )
     for option, field, help_text in (
         ("--connection-memory", "connection_memory_bytes", "for one connection"),
@@ -312,6 +388,62 @@ def _parser() -> argparse.ArgumentParser:
             metavar="SIZE",
             help=f"bytes that may be queued {help_text}; past it, connections are shed",
         )
+
+    relay = parser.add_argument_group("relay mode")
+    _add(relay, "--listen", to="relay.listen_host", type=_address, metavar="ADDRESS", help="listen on this one only")
+    _add(
+        relay,
+        "--link-from",
+        to="relay.link_from",
+        action="append",
+        type=_network,
+        metavar="NETWORK",
+        help="who may send a PROXY protocol header, like 10.0.0.0/8; repeat it for several; without it, everyone",
+    )
+    _add(
+        relay,
+        "--idle-timeout",
+        to="relay.idle_timeout_s",
+        type=_seconds(positive=True),
+        metavar="SECONDS",
+        help="how long nothing may move on a connection",
+    )
+    _add(
+        relay,
+        "--proxy-protocol",
+        to="relay.proxy_protocol",
+        type=_one_of("v1", "v2"),
+        metavar="VERSION",
+        help="tell the upstream who the client is by a PROXY protocol header: v1 or v2",
+    )
+    _add(relay, "--forwarded", to="relay.forwarded", action="store_true", help="append the client to X-Forwarded-For")
+    _add(relay, "--host", to="relay.host", type=_field_value, metavar="NAME", help="say this in the Host header")
+    _add(relay, "--marker", to="relay.marker", type=_marker, metavar="NAME:VALUE", help="add this header to requests")
+    _add(
+        relay,
+        "--couple",
+        to="relay.couple",
+        action="append",
+        metavar="RULE",
+        help="where servers hand out session values: auto, cookie:NAME, header:NAME, json:/POINTER, form:NAME, "
+        "query:NAME, location:NAME, location:/PATH/{}, regex:...; repeat it for several",
+    )
+    _add(
+        relay,
+        "--couple-wait",
+        to="relay.couple_wait_s",
+        type=_seconds(positive=False),
+        metavar="SECONDS",
+        help="how long a request may wait for the shadow's counterpart of a value",
+    )
+    _add(
+        relay,
+        "--couple-policy",
+        to="relay.couple_policy",
+        type=_one_of("send", "drop"),
+        metavar="POLICY",
+        help="what becomes of a request that waited in vain: send or drop",
+    )
 
     run = parser.add_argument_group("run")
     _add(
@@ -354,7 +486,7 @@ def _add(group: argparse._ActionsContainer, *options: str, to: str, help: str, *
     # `to` names the field of the configuration that the option sets; its default goes into the help.
     stage, _, name = to.partition(".")
     default = next(field.default for field in dataclasses.fields(_STAGES[stage]) if field.name == name)
-    if default not in (dataclasses.MISSING, None, "", False):
+    if default not in (dataclasses.MISSING, None, "", False, ()):
         help = f"{help} (default: {_shown(name, default)})"
     group.add_argument(*options, dest=to, help=help, **settings)
 
@@ -389,10 +521,10 @@ def _upstream(text: str, captured_ports: tuple[int, ...]) -> UpstreamConfig:
         return UpstreamConfig(name=text, scheme="dir", path=path)
     scheme, separator, address = text.partition("://")
     if not separator:
-        address = text
-    elif scheme in ("tls", "relay"):
-        raise _bad_upstream(text, f"{scheme}:// is not in this version yet")
-    elif scheme != "tcp":
+        scheme, address = "tcp", text
+    elif scheme == "tls":
+        raise _bad_upstream(text, "tls:// is not in this version yet")
+    elif scheme not in ("tcp", "relay"):
         raise _bad_upstream(text, f"{scheme}:// is not a kind of upstream")
 
     # [v6], or whatever has no colon; then perhaps a port.
@@ -415,12 +547,13 @@ def _upstream(text: str, captured_ports: tuple[int, ...]) -> UpstreamConfig:
         port = captured_ports[0]
     else:
         raise _bad_upstream(text, "with several captured ports it must name its own: HOST:PORT")
-    return UpstreamConfig(name=text, host=host, port=port)
+    return UpstreamConfig(name=text, scheme="relay" if scheme == "relay" else "tcp", host=host, port=port)
 
 
 def _bad_upstream(text: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"-u/--upstream {text!r}: {reason}", hint="accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, dir:PATH"
+        f"-u/--upstream {text!r}: {reason}",
+        hint="accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, relay://HOST:PORT, dir:PATH",
     )
 
 
@@ -487,6 +620,33 @@ def _seconds(*, positive: bool) -> Callable[[str], float]:
         return seconds
 
     return convert
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address, like 127.0.0.1 or ::1") from error
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a network, like 10.0.0.0/8 or ::1") from error
+
+
+def _field_value(text: str) -> str:
+    if not text or text != text.strip() or not text.isascii() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be the value of a header")
+    return text
+
+
+def _marker(text: str) -> str:
+    name, colon, value = text.partition(":")
+    if not colon or re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a header, like X-Mirrored:1")
+    return f"{name}: {_field_value(value.strip())}"
 
 
 def _speed(text: str) -> float | None:

@@ -6,6 +6,7 @@ limit is finite. One sub-config per stage, passed down explicitly; there are no 
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -16,13 +17,14 @@ __all__ = [
     "CaptureConfig",
     "MirrorConfig",
     "ReassemblyConfig",
+    "RelayConfig",
     "SourceConfig",
     "UpstreamConfig",
 ]
 
 MIB: Final = 1 << 20
 
-Scheme = Literal["tcp", "dir"]
+Scheme = Literal["tcp", "relay", "dir"]
 OverlapPolicy = Literal["linux", "first", "last", "bsd", "solaris", "old-linux"]
 
 
@@ -62,12 +64,14 @@ class SourceConfig:
     """One more BPF expression, and-ed with gopher's own."""
     responses: bool = False
     """Capture the server's direction too."""
+    decap: bool = False
+    """Look into VXLAN, GRE and IP-in-IP for the TCP packets."""
     ring_bytes: int = 64 * MIB
-    """Kernel ring. 64 MiB held half a second of 20,000 packets/s at 10 ms wake-ups without a loss; 2 MiB did not."""
+    """Kernel ring. 64 MiB held half a second of 20,000 packets/s at wake-ups every 10 ms without a loss; 2 MiB did not."""
     snaplen_bytes: int = 262_144
     """Loopback frames reach 65,549 bytes; BIG TCP goes beyond 64 KiB."""
-    wakeup_ms: int = 10
-    """How long the kernel may hold a block back: 5 ms at the median from packet to wake-up. 1 for low latency."""
+    wakeup_ms: int = 8
+    """How long the kernel may hold a block back: half of it at the median from packet to wake-up. 1 for low latency."""
 
     def __post_init__(self) -> None:
         _require(bool(self.ports), "port", "given at least once")
@@ -93,6 +97,8 @@ class ReassemblyConfig:
     """A flow without packets for this long is closed: TCP's own keep-alive default."""
     overlap: OverlapPolicy = "linux"
     """Whose rules decide between two versions of the same bytes."""
+    verify_checksums: bool = False
+    """Drop segments whose TCP checksum is wrong. Not on the sending host, where the network card computes it later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,3 +143,61 @@ class CaptureConfig:
     """Print one status line to stderr this often."""
     verbosity: int = 0
     """-1 quiet, 0 normal, 1 and more verbose."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayConfig:
+    """Everything `gopher --mode=relay` was asked to do."""
+
+    ports: tuple[int, ...]
+    """TCP ports to listen on, 1 to 65535, at least one."""
+    upstreams: tuple[UpstreamConfig, ...]
+    """The first one's answers go back; the others get copies."""
+    listen_host: str = ""
+    """Address to listen on; empty for every address of this machine, IPv4 and IPv6."""
+    link_from: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    """Networks whose connections may begin with a PROXY protocol header; empty for all."""
+    connect_timeout_s: float = 5.0
+    """How long an upstream may take to accept a connection."""
+    idle_timeout_s: float = 300.0
+    """A connection on which nothing moves for this long is closed; nginx waits 60 s for an answer, HAProxy's examples
+    50 s. Long polling takes longer than both."""
+    max_connections: int = 16_384
+    """Connections open at once; more wait in the kernel's queue."""
+    proxy_protocol: Literal["v1", "v2"] | None = None
+    """Tell the upstream who the client is, by a header of this version at the beginning of each connection."""
+    forwarded: bool = False
+    """Append the client's address to X-Forwarded-For."""
+    host: str = ""
+    """Value of the Host header that goes to the upstream; empty to leave it."""
+    marker: str = ""
+    """A header line `NAME: VALUE` for each request; empty for none."""
+    couple: tuple[str, ...] = ()
+    """Coupling rules, as `gopher.relay.rules.parse_rule` reads them."""
+    couple_auto: bool = False
+    """Couple every cookie that the shadow sets."""
+    couple_wait_s: float = 2.0
+    """How long a request may wait for the shadow to hand out what production has handed out already."""
+    couple_policy: Literal["send", "drop"] = "send"
+    """What becomes of a request that waited in vain."""
+    report_path: str | None = None
+    """Write the accounts here as JSON at exit."""
+    duration_s: float | None = None
+    """Stop accepting after this long."""
+    drain_s: float = 5.0
+    """After that: how long open connections may go on."""
+    verbosity: int = 0
+    """-1 quiet, 0 normal, 1 and more verbose."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.ports), "port", "given at least once")
+        for port in self.ports:
+            _require(1 <= port <= 65535, f"port {port}", "between 1 and 65535")
+        _require(bool(self.upstreams), "upstream", "given at least once")
+
+    @property
+    def reads_messages(self) -> bool:
+        """Whether something was asked for that bytes alone do not show."""
+        return bool(
+            self.couple or self.couple_auto or self.forwarded or self.host or self.marker or len(self.upstreams) > 1
+        )

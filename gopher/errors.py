@@ -1,7 +1,8 @@
 """Every exception gopher raises on purpose.
 
 The type says who must act: the user (`ConfigError`), the machine's administrator (`CaptureError`,
-`CapturePermissionError`), or whoever runs the upstream (`UpstreamError`). Loss of packets, gaps and upstream failures
+`CapturePermissionError`, `ListenError`), whoever sent us bytes (`RemoteProtocolError`), the caller or the user's script
+(`LocalProtocolError`), or whoever runs the upstream (`UpstreamError`). Loss of packets, gaps and upstream failures
 while mirroring are data, not exceptions: they are counted (see `gopher.observe.accounts`).
 
 A message is one sentence that names the thing and the reason; `hint` says what to do about it.
@@ -12,6 +13,10 @@ __all__ = [
     "CapturePermissionError",
     "ConfigError",
     "GopherError",
+    "ListenError",
+    "LocalProtocolError",
+    "ProtocolError",
+    "RemoteProtocolError",
     "UpstreamError",
 ]
 
@@ -45,6 +50,42 @@ class CapturePermissionError(CaptureError):
     """The process may not capture on this device."""
 
     exit_status = 77
+
+
+class ListenError(GopherError):
+    """A relay cannot listen on an address or port."""
+
+
+class ProtocolError(GopherError):
+    """Bytes break a protocol; never raised itself.
+
+    Attributes:
+        direction: of the bytes at fault, `CLIENT_TO_SERVER` or `SERVER_TO_CLIENT`; None where it makes no difference.
+        offset: of the first byte at fault, counted from where the reader began; None if it is not known.
+        status: the HTTP status to answer with, if an answer can be given.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        direction: int | None = None,
+        offset: int | None = None,
+        status: int = 400,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.direction = direction
+        self.offset = offset
+        self.status = status
+
+
+class RemoteProtocolError(ProtocolError):
+    """A peer broke it. The reader that raised this is of no more use."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We, or a user's script, tried to; nothing has changed."""
 
 
 class UpstreamError(GopherError):

@@ -1,14 +1,14 @@
-"""The one Trio task that keeps many upstream sockets moving.
+"""The one Trio task that keeps many sockets moving.
 
 Trio waits on the pump's epoll descriptor, not on each socket: ready sockets are then served in batches
-(`gopher._pump`), and only a connection that cannot go on by itself costs Python anything. After a batch the task rests
-for a moment, so that on a busy mirror many answers are drained in one turn instead of one turn each; it does not rest
-while a socket has refused bytes that still wait.
+(`gopher._pump`, `gopher.relay._tunnel`), and only a connection that cannot go on by itself costs Python anything. After
+a batch a mirror's task rests for a moment, so that many answers are drained in one turn instead of one turn each; it
+does not rest while a socket has refused bytes that still wait.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import trio
 
@@ -19,23 +19,57 @@ if TYPE_CHECKING:
 
     from gopher._pump import Connection
 
-__all__ = ["PumpTask"]
+__all__ = ["PumpTask", "Served", "ServingTask", "SocketPump"]
 
 # Answers wait in their sockets' receive buffers meanwhile, which hold far more than a connection gets in this time.
 REST_S = 0.005
 
 
-class PumpTask:
-    """Owns a `Pump` and the task that serves it.
+class Served(Protocol):
+    """What a pump serves."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has no descriptor any more."""
+
+
+ServedT = TypeVar("ServedT", bound=Served)
+
+
+class SocketPump(Protocol[ServedT]):
+    """Sockets behind one epoll descriptor."""
+
+    @property
+    def epoll_fd(self) -> int:
+        """Readable when `serve` has something to do."""
+
+    @property
+    def open(self) -> int:
+        """How many it serves."""
+
+    @property
+    def blocked(self) -> int:
+        """How many have refused bytes that still wait, and do not show it in the descriptor."""
+
+    def serve(self) -> tuple[int, list[tuple[ServedT, int]]]:
+        """Serve what is ready: how many were, and those that need a decision."""
+
+
+class ServingTask(Generic[ServedT]):
+    """Owns a pump and the task that serves it.
 
     Args:
-        decide: called with (connection, outcome) for each connection that `Pump.serve` reports; must close it or
-            send it on.
+        pump: what to serve.
+        decide: called with (connection, outcome) for each one that `serve` reports; must close it or send it on.
+        rest_s: how long to rest after a batch.
     """
 
-    def __init__(self, decide: Callable[[Connection, int], None]) -> None:
-        self.pump = Pump()
+    def __init__(
+        self, pump: SocketPump[ServedT], decide: Callable[[ServedT, int], None], *, rest_s: float = 0.0
+    ) -> None:
+        self.pump = pump
         self._decide = decide
+        self._rest_s = rest_s
         self._served = trio.lowlevel.ParkingLot()
 
     async def run(self) -> None:
@@ -44,8 +78,8 @@ class PumpTask:
             await trio.lowlevel.wait_readable(self.pump.epoll_fd)
             self.serve()
             self._served.unpark_all()
-            if not self.pump.blocked:
-                await trio.sleep(REST_S)
+            if self._rest_s and not self.pump.blocked:
+                await trio.sleep(self._rest_s)
 
     def serve(self) -> None:
         """Serve whatever is ready now, each connection about once."""
@@ -64,3 +98,12 @@ class PumpTask:
         """Wait until the task has served a batch, at most `timeout_s`. Checkpoint: always."""
         with trio.move_on_after(timeout_s):
             await self._served.park()
+
+
+class PumpTask(ServingTask["Connection"]):
+    """The task of a mirror's upstream connections, and their `Pump`. `decide`: as for `ServingTask`."""
+
+    pump: Pump
+
+    def __init__(self, decide: Callable[[Connection, int], None]) -> None:
+        super().__init__(Pump(), decide, rest_s=REST_S)

@@ -156,11 +156,15 @@ def figures(options, rounds: list[dict]) -> list[dict]:
         harness.figure("of it in user space", "us", of["user_us"]),
         harness.figure("the floor's CPU per request", "us", [r["floor_us"] for r in rounds]),
         harness.figure("requests mirrored", "1/s", of["requests_per_s"], digits=0),
-        harness.figure("requests lost", "requests", of["lost"], 0),
-        harness.figure("report's bytes against the servers' counts", "bytes", of["report_differs_bytes"], 0),
-        harness.figure("packets dropped by the kernel", "packets", of["kernel_drops"], 0),
+        harness.figure("requests lost", "requests", of["lost"], 0, every_round=True),
+        harness.figure(
+            "report's bytes against the servers' counts", "bytes", of["report_differs_bytes"], 0, every_round=True
+        ),
+        harness.figure("packets dropped by the kernel", "packets", of["kernel_drops"], 0, every_round=True),
         harness.figure("the core's time taken by other programs", "%", of["others_percent"], digits=1),
-        harness.figure("resident memory at its peak, ring included", "MiB", of["resident_mib"], 128, digits=1),
+        harness.figure(
+            "resident memory at its peak, ring included", "MiB", of["resident_mib"], 128, every_round=True, digits=1
+        ),
         harness.figure("of it the capture ring", "MiB", of["ring_mib"], digits=1),
     ]
 

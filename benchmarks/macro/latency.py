@@ -141,7 +141,7 @@ def figures(options, mode: str, rounds: list[dict]) -> list[dict]:
     return [
         harness.figure(f"{name}: p50", "ms", [percentile(values, 50) for values in latencies], median_bar),
         harness.figure(f"{name}: p99", "ms", [percentile(values, 99) for values in latencies], tail_bar),
-        harness.figure(f"{name}: requests lost", "requests", [r["lost"] for r in rounds], 0),
+        harness.figure(f"{name}: requests lost", "requests", [r["lost"] for r in rounds], 0, every_round=True),
         harness.figure(f"{name}: gopher's share of a core", "%", [100 * r["core_share"] for r in rounds], digits=2),
     ]
 

@@ -32,6 +32,13 @@ _CARRIES_SOMETHING_IPV6 = "(ip6[53] & 7 != 0 or ip6[4:2] != (ip6[52] & 0xf0) >> 
 # a filter program has no loops to walk to the ports behind them (RFC 8200 section 4.1).
 _IPV6_EXTENSION_HEADERS = (0, 43, 44, 51, 60)
 
+# What a filter program can tell of encapsulated packets: the outer header. VXLAN: RFC 7348 (4789) and what Linux used
+# before there was a number (8472); GRE 47; IPv4 in IP 4; IPv6 in IP 41.
+_TUNNELS = (
+    "(udp dst port 4789 or udp dst port 8472 or ip proto 47 or ip6 proto 47 or ip proto 4 or ip6 proto 4 or"
+    " ip proto 41 or ip6 proto 41)"
+)
+
 # Loopback traffic passes the device `any` twice: as it leaves and as it arrives. libpcap would drop the first copy, but
 # only after it was counted and has taken its place in the ring.
 _OUTGOING_LOOPBACK_COPY = "(outbound and (ip src net 127.0.0.0/8 or ip6 src host ::1))"
@@ -41,26 +48,29 @@ def capture_filter(config: SourceConfig, excluded: Sequence[tuple[str, int]], *,
     """Give the libpcap expression for a device.
 
     Let through: TCP to the configured ports (and from them with `config.responses`) but for pure ACKs; IPv4 fragments
-    other than the first, which have no ports; IPv6 packets with extension headers. All of it only if it also matches
-    `config.filter`, which must be a valid expression by itself: it is and-ed in parentheses.
+    other than the first, which have no ports; IPv6 packets with extension headers; with `config.decap` all that is in
+    tunnels. All of it only if it also matches `config.filter`, which must be a valid expression by itself: it is and-ed
+    in parentheses, and of a tunnel it sees the outer packet.
 
     A received VLAN tag needs no `vlan` keyword: the kernel has taken it off before the filter runs, and libpcap puts it
     back after. Of two tags (802.1ad) the inner one stays in place, and such packets are not let through.
 
     Args:
-        config: ports, responses and filter are read.
+        config: ports, responses, decap and filter are read.
         excluded: (address, port) of every upstream: gopher's own connections to them are left out in both directions,
             or mirroring to the captured port number would feed itself for ever. Numeric addresses.
         interface: on `any`, the outgoing one of the two copies of each packet to 127.0.0.0/8 and ::1 is left out.
     """
     # An upstream on another port number than the captured ones cannot match to begin with.
     looping = [(_on_the_wire(address), port) for address, port in excluded if port in config.ports]
-    alternatives = (
+    alternatives = [
         "(ip proto 6 and ip[6:2] & 0x1fff != 0)",
         _wanted("ip", config, [(str(ip), port) for ip, port in looping if ip.version == 4], _CARRIES_SOMETHING_IPV4),
         _wanted("ip6", config, [(str(ip), port) for ip, port in looping if ip.version == 6], _CARRIES_SOMETHING_IPV6),
         _extension_headers(str(ip) for ip, _ in looping if ip.version == 6),
-    )
+    ]
+    if config.decap:
+        alternatives += [_TUNNELS, "(ip proto 17 and ip[6:2] & 0x1fff != 0)"]
     expression = f"({' or '.join(alternatives)})"
     if interface == "any":
         expression += f" and not {_OUTGOING_LOOPBACK_COPY}"

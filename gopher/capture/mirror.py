@@ -8,6 +8,7 @@ burst that the kernel's ring can hold is not shed.
 from __future__ import annotations
 
 import hashlib
+import os
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ from gopher._fastpath import (
 )
 from gopher._pump import Budget
 from gopher.capture.directory import DirectoryUpstream
+from gopher.capture.relay import FramedCopy, RelayUpstream
 from gopher.capture.tcp import Address, TcpUpstream
 from gopher.capture.upstream import StreamCopy, Upstream
 from gopher.http.framing import RequestFramer, find_request, request_may_start
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from gopher._fastpath import Event, Flow
     from gopher._pump import Connection
     from gopher.capture.source import PacketSource
-    from gopher.config import CaptureConfig
+    from gopher.config import CaptureConfig, UpstreamConfig
 
 __all__ = ["Mirror", "Patience"]
 
@@ -90,10 +92,12 @@ class Patience:
 class MirroredStream:
     """The client's direction of one captured flow, on its way to all upstreams."""
 
-    __slots__ = ("_held", "_joining", "copies", "joined", "midway", "requests")
+    __slots__ = ("_held", "_joining", "copies", "framed", "joined", "midway", "requests")
 
     def __init__(self, copies: list[StreamCopy], *, midway: bool) -> None:
         self.copies = copies
+        self.framed = [copy for copy in copies if isinstance(copy, FramedCopy)]
+        """Those that last until the connection is over in both directions."""
         self.midway = midway
         """Whether the connection was open before the capture."""
         self.joined = not midway
@@ -151,11 +155,13 @@ class MirroredStream:
             for copy in self.copies:
                 copy.skip(reason, length)
 
-    def gap(self) -> None:
-        """Bytes are missing here: nothing is spliced over them."""
+    def gap(self, length: int) -> None:
+        """`length` bytes are missing here: nothing is spliced over them."""
         if self._joining is not None:
             self._skip(self._joining, len(self._held))
             self._held = b""
+            for framed in self.framed:
+                framed.tell_gap(length)
             return
         requests = self.requests
         for copy in self.copies:
@@ -163,7 +169,7 @@ class MirroredStream:
                 # No request line to go on at: not HTTP, or an upgraded connection.
                 copy.give_up("gap")
             else:
-                copy.interrupt("gap", whole=not requests.in_message)
+                copy.interrupt("gap", whole=not requests.in_message, length=length)
         self.requests = RequestFramer()
         self._joining = "gap"
 
@@ -191,6 +197,11 @@ class MirroredStream:
             copy.give_up(reason)
             copy.finish()
 
+    def close(self, *, reset: bool = False) -> None:
+        """The connection is over, in both directions, or not looked at any more. After one of the three above."""
+        for copy in self.framed:
+            copy.close(reset=reset)
+
     def _drop_held(self) -> None:
         if self._joining is not None:
             self._skip(self._joining, len(self._held))
@@ -210,9 +221,10 @@ class Mirror:
         UpstreamError: a directory cannot be used.
     """
 
-    # Half of what the default ring was measured to hold at 20,000 packets/s is 0.5 s; see docs/ARCHITECTURE.md.
-    LIVE_CREDIT_S: Final = 0.5
-    LIVE_STALL_S: Final = 0.05
+    # At saturation (60,000 small requests a second) the default ring of 64 MiB holds 1.5 s.
+    LIVE_CREDIT_S: Final = 1.0
+    # A process that is off the processor for this long on a busy machine is no stalled upstream.
+    LIVE_STALL_S: Final = 0.25
     FILE_STALL_S: Final = 10.0
     WAIT_SLICE_S: Final = 0.01
 
@@ -232,17 +244,21 @@ class Mirror:
             gap_timeout_s=config.reassembly.gap_timeout_s,
             idle_timeout_s=config.reassembly.idle_timeout_s,
             overlap=config.reassembly.overlap,
+            decap=config.source.decap,
+            verify_checksums=config.reassembly.verify_checksums,
         )
         self._source = source
         self._started = datetime.now(timezone.utc)
         self._started_s = trio.current_time()
         total = Budget(config.mirror.total_memory_bytes)
-        self.upstreams: list[Upstream] = [
-            DirectoryUpstream(upstream, config.mirror, total)
-            if upstream.scheme == "dir"
-            else TcpUpstream(upstream, config.mirror, total, found, self.pump_task.pump)
+        self._capture_id = os.urandom(8)
+        self.upstreams = [
+            self._upstream(upstream, total, found)
             for upstream, found in zip(config.mirror.upstreams, addresses, strict=True)
         ]
+        self._relays = [upstream for upstream in self.upstreams if isinstance(upstream, RelayUpstream)]
+        self._framed = any(relay.framed for relay in self._relays)
+        self._can_wait = can_wait
         credit_s = None if can_wait else self.LIVE_CREDIT_S
         stall_s = self.FILE_STALL_S if can_wait else self.LIVE_STALL_S
         self._patience = {upstream: Patience(credit_s, stall_s) for upstream in self.upstreams}
@@ -253,6 +269,15 @@ class Mirror:
         self._joined = 0
         self._sampled_out = 0
 
+    def _upstream(self, config: UpstreamConfig, total: Budget, addresses: list[Address]) -> Upstream:
+        limits, pump = self.config.mirror, self.pump_task.pump
+        if config.scheme == "dir":
+            return DirectoryUpstream(config, limits, total)
+        if config.scheme == "relay":
+            framed = self.config.source.responses
+            return RelayUpstream(config, limits, total, addresses, pump, framed=framed, capture_id=self._capture_id)
+        return TcpUpstream(config, limits, total, addresses, pump)
+
     # -- events ----------------------------------------------------------------------------------------------------
 
     async def handle(self, events: Iterable[Event]) -> None:
@@ -261,6 +286,8 @@ class Mirror:
         Must not be cancelled in the middle: shield it.
         """
         for event in events:
+            for relay in self._relays:
+                relay.time_ns = event.time_ns
             if isinstance(event, StreamData):
                 if event.direction == CLIENT_TO_SERVER:
                     stream = event.flow.context or self._open_stream(event.flow)
@@ -271,15 +298,27 @@ class Mirror:
                     full = stream.write(data)
                     if full is not None:
                         for copy, over in full:
-                            await self._make_room(copy, over)
+                            if not await self._make_room(copy):
+                                copy.give_up(over)
+                else:
+                    for copy in self._framed_copies(event.flow):
+                        # A live capture's patience is for the client's bytes.
+                        if self._can_wait and not copy.takes_answers:
+                            await self._make_room(copy)
+                        copy.answer(event.data)
             elif isinstance(event, StreamGap):
                 if event.direction == CLIENT_TO_SERVER:
                     stream = event.flow.context or self._open_stream(event.flow)
                     if stream is not _SAMPLED_OUT:
-                        stream.gap()
+                        stream.gap(event.length)
+                else:
+                    for copy in self._framed_copies(event.flow):
+                        copy.answer_gap(event.length)
             elif isinstance(event, StreamEnded):
                 if event.direction == CLIENT_TO_SERVER:
-                    self._close_stream(event.flow, "fin")
+                    self._end_stream(event.flow)
+                for copy in self._framed_copies(event.flow):
+                    copy.end(event.direction)
             elif isinstance(event, FlowOpened):
                 if not self._sampled(event.flow):
                     self._sampled_out += 1
@@ -300,23 +339,37 @@ class Mirror:
     def _open_stream(self, flow: Flow) -> MirroredStream:
         given_up = "max_connections" if len(self._open) >= self.config.mirror.max_connections else None
         name = "{}.{}-{}.{}".format(*flow.client, *flow.server)
-        copies = [StreamCopy(upstream, name, given_up) for upstream in self.upstreams]
+        copies = [upstream.copy(flow, name, given_up) for upstream in self.upstreams]
         stream = MirroredStream(copies, midway=not flow.began_with_syn)
         flow.context = stream
         self._open.add(stream)
         self._streams += 1
         return stream
 
+    def _framed_copies(self, flow: Flow) -> list[FramedCopy]:
+        """What wants to know of production's direction."""
+        stream = flow.context
+        return stream.framed if self._framed and isinstance(stream, MirroredStream) else []
+
+    def _end_stream(self, flow: Flow) -> None:
+        """The client sent FIN. Where production's direction is wanted the stream stays until the flow closes."""
+        stream = flow.context
+        if stream in self._open:
+            stream.finish()
+            if not stream.framed:
+                self._retire(stream)
+
     def _close_stream(self, flow: Flow, reason: str) -> None:
         stream = flow.context
-        # A client that reset its connection after its FIN has nothing more to say.
-        if stream is None or stream not in self._open:
+        # Not if its client has sent FIN and nothing else is of interest, nor at the end of the capture: see `stop`.
+        if stream not in self._open or reason == "flushed":
             return
         self._retire(stream)
         if reason == "rst":
             stream.reset()
         else:
             stream.finish()
+        stream.close(reset=reason == "rst")
 
     def _retire(self, stream: MirroredStream) -> None:
         self._open.remove(stream)
@@ -328,25 +381,26 @@ class Mirror:
         assert isinstance(copy, StreamCopy)
         copy.upstream.outcome(connection, outcome)
 
-    async def _make_room(self, copy: StreamCopy, over: str) -> None:
+    async def _make_room(self, copy: StreamCopy) -> bool:
+        """Wait for a connection that is over a bound. Returns False when patience is over."""
         patience = self._patience[copy.upstream]
         connection = copy.connection
         if connection is None:
-            return
+            return True
         progress_at_s = now_s = trio.current_time()
-        sent = connection.sent
+        queued = connection.queued
         # Down to half, so that the next run does not wait again at once.
         room = self.config.mirror.connection_memory_bytes // 2
         while copy.connection is connection and connection.queued > room:
             if self.hurry or not patience.permits(now_s, progress_at_s):
-                copy.give_up(over)
-                return
+                return False
             await self.pump_task.wait_served(self.WAIT_SLICE_S)
             before_s, now_s = now_s, trio.current_time()
             patience.spend(now_s - before_s)
-            if connection.sent != sent:
-                sent = connection.sent
+            if connection.queued != queued:
+                queued = connection.queued
                 progress_at_s = now_s
+        return True
 
     # -- time and end ----------------------------------------------------------------------------------------------
 
@@ -369,6 +423,7 @@ class Mirror:
                 stream.cut("drain")
             else:
                 stream.finish()
+            stream.close()
 
     @property
     def idle(self) -> bool:
@@ -409,6 +464,7 @@ class Mirror:
                 "other_port": flows.packets_other_port,
                 "malformed": flows.packets_malformed,
                 "truncated": flows.packets_truncated,
+                "bad_checksum": flows.packets_bad_checksum,
                 "out_of_order": flows.segments_out_of_order,
                 "out_of_window": flows.segments_out_of_window,
                 "overlaps_differing": flows.overlaps_differing,

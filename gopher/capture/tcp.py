@@ -165,12 +165,15 @@ class TcpUpstream(Upstream):
         if not self.backoff.permits(now_s):
             assert self.backoff.reason is not None
             return self.backoff.reason
-        connection = Connection(self._pump, self.ledger, requests, base, copy)
+        connection = self._open(copy, base, requests)
         connection.attempts_left = len(self.addresses)
         failure = self._dial(connection, now_s)
         if failure:
             return self._dial_failed(failure)
         return connection
+
+    def _open(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Connection:
+        return Connection(self._pump, self.ledger, requests, base, copy)
 
     def _dial(self, connection: Connection, now_s: float) -> int:
         """Dial addresses in turn until one does not fail at once. Returns 0 or a negative errno."""

@@ -19,6 +19,7 @@ from gopher._pump import OVER_CONNECTION, OVER_TOTAL, OVER_UPSTREAM, Ledger
 from gopher.observe.accounts import ConnectionAccount, UpstreamAccount
 
 if TYPE_CHECKING:
+    from gopher._fastpath import Flow
     from gopher._pump import Budget
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
@@ -143,6 +144,11 @@ class StreamCopy:
         self._parts += 1
         return connection
 
+    @property
+    def rejoining(self) -> bool:
+        """Whether bytes of the stream were given up before those that a new connection begins with."""
+        return self._reason is not None
+
     # -- ends ------------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
@@ -160,12 +166,13 @@ class StreamCopy:
             self._sever(self.connection, "client_reset")
         self._settle()
 
-    def interrupt(self, reason: str, *, whole: bool) -> None:
+    def interrupt(self, reason: str, *, whole: bool, length: int) -> None:
         """The stream has a hole: end this connection visibly and go on at a later request.
 
         Args:
             reason: what to count the bytes up to there as.
             whole: the hole lies between two requests; the ones before it get their answers first.
+            length: of the hole, in bytes.
         """
         self._reason = self._reason if self._given_up else reason
         self.note_shed(reason)
@@ -240,6 +247,11 @@ class Upstream(ABC):
         self.connections_shed: dict[str, int] = {}
         self.connections_pending = 0
         self.dials = 0
+        self.answers_missed_bytes = 0
+
+    def copy(self, flow: Flow, name: str, given_up: str | None) -> StreamCopy:
+        """What this upstream gets of a flow that begins; see `StreamCopy`."""
+        return StreamCopy(self, name, given_up)
 
     @abstractmethod
     def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
@@ -288,4 +300,5 @@ class Upstream(ABC):
             ),
             dials=self.dials,
             response_bytes=ledger.responses,
+            answers_missed_bytes=self.answers_missed_bytes,
         )

@@ -15,7 +15,12 @@ It does not validate heads, decode bodies, or limit sizes: a line of any length 
 import re
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memcpy, memset
+
+from gopher.http._octets cimport (
+    COLON, COMMA, CR, LF, SEMICOLON, SPACE,
+    begins_with, find, hex_value, is_blank, is_digit,
+)
 
 __all__ = ["REGISTERED_METHODS", "RequestFramer", "ResponseFramer", "find_request", "request_may_start"]
 
@@ -50,15 +55,6 @@ cdef enum:
     LINE_EMPTY_CR
 
 cdef enum:
-    CR = 13
-    LF = 10
-    TAB = 9
-    SPACE = 32
-    COLON = 58
-    COMMA = 44
-    SEMICOLON = 59
-
-cdef enum:
     # The methods' bytes, big-endian, as collected in `number`. That keeps the last 8 bytes of a longer method, which
     # are equal to neither: no byte of a token is 0.
     WORD_HEAD = 0x48454144
@@ -90,36 +86,6 @@ cdef void _fill_tables():
 
 
 _fill_tables()
-
-
-cdef inline bint _is_blank(uint8_t c) noexcept nogil:
-    return c == SPACE or c == TAB
-
-
-cdef inline bint _is_digit(uint8_t c) noexcept nogil:
-    return 48 <= c <= 57
-
-
-cdef inline uint8_t _lower(uint8_t c) noexcept nogil:
-    return c + 32 if 65 <= c <= 90 else c
-
-
-cdef inline int _hex_value(uint8_t c) noexcept nogil:
-    if _is_digit(c):
-        return c - 48
-    c = _lower(c)
-    return c - 87 if 97 <= c <= 102 else -1
-
-
-cdef inline bint _begins_with(const uint8_t* text, Py_ssize_t length, const char* word, Py_ssize_t n) noexcept nogil:
-    """`word` is lower case; `text` in any case."""
-    cdef Py_ssize_t i
-    if length < n:
-        return False
-    for i in range(n):
-        if _lower(text[i]) != <uint8_t>word[i]:
-            return False
-    return True
 
 
 cdef void http_framer_init(HttpFramer* framer, int role) noexcept nogil:
@@ -219,12 +185,12 @@ cdef bint _read_content_length(HttpFramer* framer, const uint8_t* value, Py_ssiz
     cdef Py_ssize_t i = 0
     cdef uint64_t number
     while True:
-        while i < length and _is_blank(value[i]):
+        while i < length and is_blank(value[i]):
             i += 1
-        if i == length or not _is_digit(value[i]):
+        if i == length or not is_digit(value[i]):
             return False
         number = 0
-        while i < length and _is_digit(value[i]):
+        while i < length and is_digit(value[i]):
             if number > (limit - (value[i] - 48)) // 10:
                 return False
             number = number * 10 + value[i] - 48
@@ -233,7 +199,7 @@ cdef bint _read_content_length(HttpFramer* framer, const uint8_t* value, Py_ssiz
             return False
         framer.has_length = 1
         framer.number = number
-        while i < length and _is_blank(value[i]):
+        while i < length and is_blank(value[i]):
             i += 1
         if i == length:
             return True
@@ -245,13 +211,13 @@ cdef bint _read_content_length(HttpFramer* framer, const uint8_t* value, Py_ssiz
 cdef void _read_transfer_encoding(HttpFramer* framer, const uint8_t* value, Py_ssize_t length) noexcept nogil:
     """Only the last coding matters; empty list elements do not (RFC 9110 section 5.6.1)."""
     cdef Py_ssize_t begin
-    while length and (_is_blank(value[length - 1]) or value[length - 1] == COMMA):
+    while length and (is_blank(value[length - 1]) or value[length - 1] == COMMA):
         length -= 1
     begin = length
-    while begin and not (_is_blank(value[begin - 1]) or value[begin - 1] == COMMA):
+    while begin and not (is_blank(value[begin - 1]) or value[begin - 1] == COMMA):
         begin -= 1
     framer.coding = CODING_OTHER
-    if length - begin == 7 and _begins_with(value + begin, 7, CHUNKED, 7):
+    if length - begin == 7 and begins_with(value + begin, 7, CHUNKED, 7):
         framer.coding = CODING_CHUNKED
 
 
@@ -262,9 +228,9 @@ cdef void _read_field(HttpFramer* framer, const uint8_t* line, Py_ssize_t length
     framer.foldable = 0
     if framer.role == HTTP_RESPONSE and framer.status < 200:
         return  # an interim response has no body whatever it says
-    if _begins_with(line, held, CONTENT_LENGTH, 14):
+    if begins_with(line, held, CONTENT_LENGTH, 14):
         name = 14
-    elif _begins_with(line, held, TRANSFER_ENCODING, 17):
+    elif begins_with(line, held, TRANSFER_ENCODING, 17):
         name = 17
     else:
         return
@@ -285,11 +251,6 @@ cdef void _read_field(HttpFramer* framer, const uint8_t* line, Py_ssize_t length
         framer.opaque = 1
 
 
-cdef inline const uint8_t* _find(const uint8_t* p, const uint8_t* end, uint8_t c) noexcept nogil:
-    """The first `c` in p[:end], or NULL."""
-    return <const uint8_t*>memchr(p, c, <size_t>(end - p))
-
-
 cdef void _carry(HttpFramer* framer, const uint8_t* p, Py_ssize_t n) noexcept nogil:
     """Keep the next n bytes of a line, as far as there is room."""
     cdef Py_ssize_t room = HTTP_CARRY - framer.carry_length
@@ -303,7 +264,7 @@ cdef void _carry(HttpFramer* framer, const uint8_t* p, Py_ssize_t n) noexcept no
 
 cdef const uint8_t* _feed_field(HttpFramer* framer, const uint8_t* p, const uint8_t* end) noexcept nogil:
     """The rest of a line that an earlier feed ended in."""
-    cdef const uint8_t* newline = _find(p, end, LF)
+    cdef const uint8_t* newline = find(p, end, LF)
     if newline == NULL:
         _carry(framer, p, end - p)
         return end
@@ -325,7 +286,7 @@ cdef const uint8_t* _feed_lines(HttpFramer* framer, const uint8_t* p, const uint
         if kind == LINE_EMPTY_CR:
             framer.state = LINE_LF
             return p + 1
-        newline = _find(p, end, LF)
+        newline = find(p, end, LF)
         if kind == LINE_FIELD and not framer.in_trailers:
             if newline == NULL:
                 framer.state = FIELD
@@ -370,9 +331,9 @@ cdef inline const uint8_t* _feed_method(HttpFramer* framer, const uint8_t* p, co
 
 
 cdef inline const uint8_t* _feed_target(HttpFramer* framer, const uint8_t* p, const uint8_t* end) noexcept nogil:
-    cdef const uint8_t* space = _find(p, end, SPACE)
+    cdef const uint8_t* space = find(p, end, SPACE)
     cdef const uint8_t* stop = space if space != NULL else end
-    if _find(p, stop, LF) != NULL:
+    if find(p, stop, LF) != NULL:
         framer.opaque = 1  # HTTP/0.9, or another protocol of lines
         return end
     if stop > p:
@@ -398,7 +359,7 @@ cdef inline const uint8_t* _feed_version(HttpFramer* framer, const uint8_t* p, c
             if c != <uint8_t>HTTP_1[position]:
                 break
         elif position == 7:
-            if not _is_digit(c):
+            if not is_digit(c):
                 break
         elif c == LF:
             _begin_head(framer)
@@ -427,7 +388,7 @@ cdef inline const uint8_t* _feed_status(HttpFramer* framer, const uint8_t* p, co
             if c != SPACE:
                 break
         elif position < 12:
-            if not _is_digit(c):
+            if not is_digit(c):
                 break
             if position > 8:
                 framer.status = framer.status * 10 + c - 48
@@ -451,7 +412,7 @@ cdef inline const uint8_t* _feed_status(HttpFramer* framer, const uint8_t* p, co
 cdef inline const uint8_t* _feed_chunk_size(HttpFramer* framer, const uint8_t* p, const uint8_t* end) noexcept nogil:
     cdef int digit
     while p < end:
-        digit = _hex_value(p[0])
+        digit = hex_value(p[0])
         if digit < 0:
             break
         if framer.number >> 59:  # one more digit would not fit into 63 bits
@@ -462,7 +423,7 @@ cdef inline const uint8_t* _feed_chunk_size(HttpFramer* framer, const uint8_t* p
         p += 1
     if p == end:
         return end
-    if framer.position and (p[0] == LF or p[0] == CR or p[0] == SEMICOLON or _is_blank(p[0])):
+    if framer.position and (p[0] == LF or p[0] == CR or p[0] == SEMICOLON or is_blank(p[0])):
         framer.state = CHUNK_EXTENSION
         return p
     framer.opaque = 1
@@ -472,7 +433,7 @@ cdef inline const uint8_t* _feed_chunk_size(HttpFramer* framer, const uint8_t* p
 cdef inline const uint8_t* _feed_chunk_extension(HttpFramer* framer, const uint8_t* p,
                                                  const uint8_t* end) noexcept nogil:
     """The rest of a chunk-size line."""
-    p = _find(p, end, LF)
+    p = find(p, end, LF)
     if p == NULL:
         return end
     if framer.number:
@@ -545,7 +506,7 @@ cdef Py_ssize_t http_framer_feed(HttpFramer* framer, const HttpFramer* requests,
                 framer.opaque = 1  # a bare CR: some servers end the line here, some do not
             p += 1
         elif framer.state == SKIP:
-            p = _find(p, end, LF)
+            p = find(p, end, LF)
             if p == NULL:
                 break
             framer.state = LINE

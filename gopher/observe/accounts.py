@@ -67,6 +67,8 @@ class UpstreamAccount:
     """Connections attempted: more than captured connections where streams were rejoined."""
     response_bytes: int
     """Answers read from the upstream and thrown away."""
+    answers_missed_bytes: int = 0
+    """Production's answers that a framed link had no room for; the relay was told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gopher.observe.accounts import AccountsReport, UpstreamAccount
 
-__all__ = ["check_writable", "to_json", "to_table", "write_report"]
+__all__ = ["check_writable", "to_json", "to_table", "write_report", "write_text"]
 
 _LABEL_COLUMNS: Final = 22
 _BYTES_COLUMNS: Final = 18
@@ -52,7 +52,12 @@ def check_writable(path: str) -> None:
 
 
 def write_report(report: AccountsReport, path: str) -> None:
-    """Write `to_json` to a file, which at any time holds all of one report or all of the one before.
+    """Write `to_json` to a file; see `write_text`."""
+    write_text(to_json(report), path)
+
+
+def write_text(text: str, path: str) -> None:
+    """Write a report to a file, which at any time holds all of one report or all of the one before.
 
     Raises:
         GopherError: the file cannot be written; what was there before still is.
@@ -61,9 +66,9 @@ def write_report(report: AccountsReport, path: str) -> None:
         if os.path.exists(path) and not os.path.isfile(path):
             # A pipe or a device (/dev/stdout) is written to, not replaced by a file of its name.
             with open(path, "w", encoding="utf-8") as file:
-                file.write(to_json(report))
+                file.write(text)
         else:
-            _replace(os.path.realpath(path), to_json(report))
+            _replace(os.path.realpath(path), text)
     except OSError as error:
         raise GopherError(
             f"the report cannot be written to {path}: {error.strerror}", hint="name another file with --report"

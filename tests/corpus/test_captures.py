@@ -3,17 +3,9 @@
 import pytest
 
 from gopher.streams import read_streams
-from tests.support.corpus import CORPUS, disagreements, needs_corpus, truth
+from tests.support.corpus import CORPUS, GOPHER_IS_RIGHT, disagreements, needs_corpus, truth
 
 pytestmark = needs_corpus
-
-# Firm entries where gopher rightly says something else: (capture, stream number, half) and why.
-GOPHER_IS_RIGHT = {
-    ("zeek+zeek/testing_btest_Traces_tcp_rst-inject-rae.pcap", 0, "c2s"): (
-        "The server's RST has exactly the sequence number the client waits for, so it ends the connection. The 150 bytes "
-        "that the client had still sent come after it, and are answered with another RST: no application read them."
-    ),
-}
 
 
 @pytest.mark.parametrize("file", sorted(truth()) or [f"none in {CORPUS}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ pytest.register_assert_rewrite("tests.support.accounts", "tests.support.command"
 from tests.support import netns  # noqa: E402  (after its helpers are registered)
 
 MACHINES = {"machineB": "10.77.2.2", "machineC": "10.77.2.3", "machineD": "10.77.2.4"}
+PROGRAMS = ("curl", "ip", "iptables", "nginx", "prlimit", "setpriv", "tcpdump")
 
 
 @pytest.fixture(scope="session")
-def _privileged() -> None:
-    reason = netns.unprivileged_reason()
+def _stage_possible() -> None:
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    reason = f"not installed: {', '.join(missing)}" if missing else netns.unprivileged_reason()
     if reason and os.environ.get("CI"):
         pytest.fail(reason)
     if reason:
@@ -26,7 +29,7 @@ def _privileged() -> None:
 
 
 @pytest.fixture
-def host(_privileged: None) -> Iterator[netns.Namespace]:
+def host(_stage_possible: None) -> Iterator[netns.Namespace]:
     """One host with nothing but a loopback."""
     with netns.Namespace("host") as namespace:
         yield namespace
@@ -42,7 +45,7 @@ class Network:
 
 
 @pytest.fixture
-def network(_privileged: None) -> Iterator[Network]:
+def network(_stage_possible: None) -> Iterator[Network]:
     """Three hosts: the client and the shadows reach production and not each other."""
     with ExitStack() as stack:
         client = stack.enter_context(netns.Namespace("client"))

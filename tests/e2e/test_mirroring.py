@@ -16,6 +16,8 @@ pytestmark = pytest.mark.e2e
 
 PRODUCTION = ("127.0.0.1", 80)
 UPLOAD_BYTES = 20_000_000
+# Room for all of it: how long a busy machine keeps a shadow from reading is not the question.
+UPLOAD_ROOM = "--connection-memory=32M"
 
 
 def test_three_upstreams_of_the_readme(network):
@@ -72,11 +74,12 @@ def test_upload_reaches_nginx_whole(network, tmp_path, framing):
         Nginx(tmp_path / "production", [("10.77.1.2", 80)], namespace=network.production) as production,
         Nginx(tmp_path / "shadow", [("10.77.2.2", 3280)], namespace=network.shadow) as shadow,
         GopherProcess(
-            *("-c", "-p", "80", "-i", "net0", "-u", "10.77.2.2:3280"), namespace=network.production
+            *("-c", "-p", "80", "-i", "net0", UPLOAD_ROOM, "-u", "10.77.2.2:3280"), namespace=network.production
         ) as gopher,
     ):
         curl("--upload-file", str(upload), *framing, "http://10.77.1.2/stored", namespace=network.client)
         shadow.wait_requests(1)
+        production.wait_requests(1)
         assert shadow.requests() == production.requests()
         assert (shadow.root() / "stored").read_bytes() == upload.read_bytes()
     assert_all_delivered(gopher.report)
@@ -89,7 +92,7 @@ def test_upload_on_loopback_is_mirrored_byte_for_byte(host, tmp_path, framing):
     with (
         RecordingSink(PRODUCTION, namespace=host) as production,
         RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
-        GopherProcess("-c", "-p", "80", "-i", "lo", "-u", shadow.name, namespace=host) as gopher,
+        GopherProcess("-c", "-p", "80", "-i", "lo", UPLOAD_ROOM, "-u", shadow.name, namespace=host) as gopher,
     ):
         curl("--upload-file", str(upload), *framing, "http://127.0.0.1/stored", namespace=host)
         assert_mirrored(production, shadow)

@@ -4,8 +4,7 @@ import re
 import resource
 import signal
 import time
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -35,42 +34,45 @@ def stalled(host):
         yield sink
 
 
-def wait_signal_taken(gopher: GopherProcess, number: signal.Signals) -> None:
-    """Wait until no such signal is pending: the process has been interrupted by it."""
-    status = Path(f"/proc/{gopher.pid}/status")
-    deadline = time.monotonic() + 5
-    while True:
-        [pending] = re.findall(r"^ShdPnd:\s+([0-9a-f]+)$", status.read_text(), re.MULTILINE)
-        if not int(pending, 16) >> (number - 1) & 1:
-            return
-        assert time.monotonic() < deadline
-
-
+@contextmanager
 def stall(host, stalled):
-    """Leave bytes in gopher's queue for `stalled`."""
-    with host.connect(PRODUCTION) as client:
-        exchange(client, post(1, noise(STALLED_BYTES)))
-    # Captured in order: when the second client has come through, gopher has read the first one's bytes.
-    with host.connect(PRODUCTION) as client:
-        exchange(client, get(2))
+    """Two connections stay open for as long as this lasts, one of them with bytes in gopher's queue for `stalled`."""
+    with host.connect(PRODUCTION) as first, host.connect(PRODUCTION) as second:
+        exchange(first, post(1, noise(STALLED_BYTES)))
+        # Captured in order: when the second client has come through, gopher has read the first one's bytes.
+        exchange(second, get(2))
         stalled.wait(lambda: len(stalled.connections) == 2, "two connections")
+        yield
+
+
+def end_intake(gopher: GopherProcess, number: signal.Signals) -> None:
+    """Send a signal and wait until gopher takes in no more: no captured connection is open for it."""
+    gopher.signal(number)
+    deadline = time.monotonic() + 10
+    tables = 0
+    while " 0 open now" not in gopher.stderr:
+        assert time.monotonic() < deadline
+        tables += 1
+        gopher.signal(signal.SIGUSR1)
+        gopher.wait_stderr(lambda line: line.endswith(" open now"), count=tables)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_drains_what_is_pending(host, production, stalled, number):
     with GopherProcess(*CAPTURE, "--drain", "15", "-u", stalled.name, namespace=host) as gopher:
-        stall(host, stalled)
-        gopher.signal(number)
-        wait_signal_taken(gopher, number)
-        stalled.release()
-        report = gopher.wait()
+        with stall(host, stalled):
+            end_intake(gopher, number)
+            stalled.release()
+            report = gopher.wait()
         assert_mirrored(production, stalled)
     assert_all_delivered(report)
 
 
 def test_drain_time_is_a_limit(host, production, stalled):
-    with GopherProcess(*CAPTURE, "--drain", "0.3", "-u", stalled.name, namespace=host) as gopher:
-        stall(host, stalled)
+    with (
+        GopherProcess(*CAPTURE, "--drain", "0.3", "-u", stalled.name, namespace=host) as gopher,
+        stall(host, stalled),
+    ):
         began = time.monotonic()
         report = gopher.stop()
         assert 0.25 < time.monotonic() - began < 5
@@ -78,13 +80,14 @@ def test_drain_time_is_a_limit(host, production, stalled):
 
 
 def test_second_signal_exits_at_once(host, production, stalled):
-    with GopherProcess(*CAPTURE, "--drain", "60", "-u", stalled.name, namespace=host) as gopher:
-        stall(host, stalled)
+    with (
+        GopherProcess(*CAPTURE, "--drain", "60", "-u", stalled.name, namespace=host) as gopher,
+        stall(host, stalled),
+    ):
+        end_intake(gopher, signal.SIGTERM)
         gopher.signal(signal.SIGTERM)
-        wait_signal_taken(gopher, signal.SIGTERM)
-        gopher.signal(signal.SIGTERM)
-        gopher.wait_exit(timeout_s=5)
-        assert_clean(gopher.stderr)
+        report = gopher.wait()
+    assert "drain" in only_upstream(report)["shed"]
 
 
 def test_sigusr1_prints_the_accounts_and_goes_on(host, production):

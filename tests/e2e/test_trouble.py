@@ -31,6 +31,7 @@ def shadow(host):
 
 
 def test_healthy_upstream_gets_everything_beside_a_dead_a_silent_and_a_resetting_one(host, production, shadow):
+    host.shrink_buffers()
     with (
         refused_address(host) as dead,
         RecordingSink(("127.0.0.3", 3280), "silent", namespace=host) as silent,
@@ -46,13 +47,13 @@ def test_healthy_upstream_gets_everything_beside_a_dead_a_silent_and_a_resetting
             with host.connect(PRODUCTION) as client:
                 exchange(client, get(number))
                 exchange(client, post(number, noise(10_000, number)))
-        # More than the kernel's buffers and gopher's queue hold for a connection that is not read.
-        for number in range(8):
+        # More than the kernel's buffers and gopher's queue hold for a connection that is not read; the healthy upstream
+        # is waited for, so that it never has so much before it, on a machine of any speed.
+        for number in range(20):
             with host.connect(PRODUCTION) as client:
-                for part in range(12):
-                    exchange(client, post(part, noise(1_000_000, number)))
-            # No more on the way than the kernel's ring holds, on a machine of any speed.
-            shadow.wait_requests(200 + 12 * (number + 1))
+                for part in range(3):
+                    exchange(client, post(part, noise(600_000, number)))
+                    shadow.wait_requests(200 + 3 * number + part + 1)
         assert_mirrored(production, shadow)
         assert gopher.peak_memory_mib() < BASE_MEMORY_MIB + 16
         report = gopher.stop()
@@ -60,7 +61,7 @@ def test_healthy_upstream_gets_everything_beside_a_dead_a_silent_and_a_resetting
     assert_all_delivered(report, shadow.name)
     assert set(accounts[dead]["shed"]) == {"refused"}
     assert accounts[dead]["delivered_bytes"] == 0
-    assert accounts[dead]["dials"] < 108
+    assert accounts[dead]["dials"] < 120
     assert "connection_memory" in accounts[silent.name]["shed"]
     assert "reset" in accounts[resetting.name]["shed"]
     assert accounts[resetting.name]["delivered_bytes"] < report["bytes"]["captured"]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import http_framing, pcapfile, reassembler
+from tests.fuzz import http_framing, link, pcapfile, reassembler
 
 CORPUS = Path(__file__).parent / "corpus"
-TARGETS = {"http_framing": http_framing, "pcapfile": pcapfile, "reassembler": reassembler}
+TARGETS = {"http_framing": http_framing, "link": link, "pcapfile": pcapfile, "reassembler": reassembler}
 INPUTS = [path for target in TARGETS for path in sorted((CORPUS / target).iterdir())]
 
 

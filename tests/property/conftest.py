@@ -9,7 +9,7 @@ settings.register_profile(
 )
 settings.register_profile(
     "deep",
-    max_examples=10_000,
+    max_examples=3_000,
     stateful_step_count=100,
     deadline=None,
     print_blob=True,

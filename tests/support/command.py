@@ -123,14 +123,11 @@ class GopherProcess:
         with self._changed:
             return "\n".join(self._lines)
 
-    def wait_stderr(self, matches: Callable[[str], object], timeout_s: float = START_S) -> str:
-        """Wait for a line on stderr and return it. Raises: AssertionError when time is up or gopher has ended."""
+    def wait_stderr(self, matches: Callable[[str], object], *, count: int = 1, timeout_s: float = START_S) -> None:
+        """Wait for `count` such lines on stderr. Raises: AssertionError when time is up or gopher has ended."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while True:
-                for line in self._lines:
-                    if matches(line):
-                        return line
+            while sum(bool(matches(line)) for line in self._lines) < count:
                 remaining = deadline - time.monotonic()
                 assert not self._eof, "gopher ended early:\n" + "\n".join(self._lines)
                 assert remaining > 0, "gopher did not print the awaited line:\n" + "\n".join(self._lines)
@@ -152,14 +149,6 @@ class GopherProcess:
 
     def wait(self, *, status: int = 0, timeout_s: float = STOP_S) -> dict[str, Any]:
         """Wait for the exit; assert the status, a clean stderr and accounts that add up; return the report."""
-        self.wait_exit(timeout_s=timeout_s)
-        assert self.exit_status == status, f"exit status {self.exit_status}:\n{self.stderr}"
-        assert_clean(self.stderr)
-        assert_accounts(self.report)
-        return self.report
-
-    def wait_exit(self, *, timeout_s: float = STOP_S) -> None:
-        """Wait for the exit, whatever its status."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -167,6 +156,10 @@ class GopherProcess:
             self._ended()
             raise AssertionError(f"gopher did not end within {timeout_s} s:\n{self.stderr}") from None
         self._ended()
+        assert self.exit_status == status, f"exit status {self.exit_status}:\n{self.stderr}"
+        assert_clean(self.stderr)
+        assert_accounts(self.report)
+        return self.report
 
 
 def assert_clean(stderr: str) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import gzip
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 Packet = tuple[int, bytes]
 
-FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 
 # https://www.tcpdump.org/linktypes.html; RAW is what files say, DLT_RAW what libpcap says on Linux.
 LINKTYPE_NULL = 0
@@ -354,16 +354,6 @@ def pcapng_file(
 def gzipped(contents: bytes) -> bytes:
     """The same file compressed, without a time stamp: equal input gives equal output."""
     return gzip.compress(contents, mtime=0)
-
-
-def chunked(packets: Sequence[Packet], sizes: Iterable[int]) -> Iterator[list[Packet]]:
-    """The packets cut into consecutive pieces of these sizes; the rest is the last piece."""
-    at = 0
-    for size in sizes:
-        yield list(packets[at : at + size])
-        at += size
-    if at < len(packets):
-        yield list(packets[at:])
 
 
 def _with_tcp_checksum(addresses: bytes, segment: bytes) -> bytes:

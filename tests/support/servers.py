@@ -131,7 +131,7 @@ class RecordingSink:
         hold: bool = False,
     ) -> None:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._listener = namespace.socket(family) if namespace else socket.socket(family, socket.SOCK_STREAM)
+        self._listener = namespace.make_socket(family) if namespace else socket.socket(family, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind(address)
         self._listener.listen(4096)
@@ -316,7 +316,7 @@ def assert_mirrored(production: RecordingSink, *shadows: RecordingSink) -> None:
 @contextmanager
 def refused_address(namespace: Namespace, host: str = "127.0.0.1") -> Iterator[str]:
     """HOST:PORT where nobody listens, and nobody will while this lasts."""
-    with namespace.socket() as sock:
+    with namespace.make_socket() as sock:
         sock.bind((host, 0))
         yield f"{host}:{sock.getsockname()[1]}"
 
@@ -328,10 +328,16 @@ class Nginx:
         directory: for its configuration, logs and files; made by the caller, one per nginx.
         sites: the addresses it listens on.
         namespace: where it lives.
+        proxy_protocol: expect a PROXY header on each connection; what it says ends the lines of `requests`.
     """
 
     def __init__(
-        self, directory: Path, sites: Sequence[tuple[str, int]], *, namespace: Namespace | None = None
+        self,
+        directory: Path,
+        sites: Sequence[tuple[str, int]],
+        *,
+        namespace: Namespace | None = None,
+        proxy_protocol: bool = False,
     ) -> None:
         self._directory = directory
         self._sites = sites
@@ -339,6 +345,7 @@ class Nginx:
         for number, (host, port) in enumerate(sites):
             self.root(number).mkdir(parents=True)
             listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            listen += " proxy_protocol" if proxy_protocol else ""
             servers.append(
                 f"server {{ listen {listen}; root {self.root(number)}; access_log {self._log(number)} requests;"
                 " location / { dav_methods PUT; }"
@@ -354,7 +361,11 @@ class Nginx:
             f" fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi;"
             f" scgi_temp_path {directory}/scgi;"
             # What arrived: the length counts request line, header fields and body, as they were on the wire.
-            " log_format requests '$request|$request_length|$http_host|$http_x_number';" + " ".join(servers) + " }"
+            " log_format requests '$request|$request_length|$http_host|$http_x_number"
+            + ("|$proxy_protocol_addr:$proxy_protocol_port" if proxy_protocol else "")
+            + "';"
+            + " ".join(servers)
+            + " }"
         )
         argv = ["nginx", "-p", str(directory), "-e", str(directory / "error.log"), "-c", str(configuration)]
         self._process = subprocess.Popen(namespace.command(*argv) if namespace else argv)

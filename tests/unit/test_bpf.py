@@ -221,3 +221,20 @@ def test_any_takes_the_arriving_copy_of_loopback_traffic(network, address):
 def test_any_takes_outgoing_packets_to_other_hosts(network):
     packet = network(tcp(40000, 80, seq=1, payload=b"x"))
     assert passes(outgoing(packet), interface="any", linktype=LINKTYPE_SLL)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "payload"),
+    [
+        (PROTO_UDP, udp(50_000, 4789, b"vxlan")),
+        (PROTO_UDP, udp(50_000, 8472, b"vxlan")),
+        (47, b"gre"),
+        (4, b"ipv4"),
+        (41, b"ipv6"),
+    ],
+    ids=["vxlan", "old-vxlan", "gre", "ipv4", "ipv6"],
+)
+def test_tunnels_pass_only_with_decap(protocol, payload):
+    for frame in (ethernet(ipv4(payload, protocol=protocol)), ethernet(ipv6(payload, next_header=protocol))):
+        assert passes(frame, decap=True)
+        assert not passes(frame)

@@ -74,6 +74,12 @@ def test_tcp_upstream(text, host, port):
     assert upstream(text) == UpstreamConfig(name=text, host=host, port=port)
 
 
+def test_relay_upstream():
+    expected = UpstreamConfig(name="relay://[::1]:3280", scheme="relay", host="::1", port=3280)
+    assert upstream("relay://[::1]:3280") == expected
+    assert upstream("relay") == UpstreamConfig(name="relay", host="relay", port=80)
+
+
 def test_dir_upstream_needs_no_port():
     assert upstream("dir:/a/b:c", ports="80,81") == UpstreamConfig(name="dir:/a/b:c", scheme="dir", path="/a/b:c")
 
@@ -100,14 +106,13 @@ def test_dir_upstream_needs_no_port():
         ("dir:", "the directory is missing: dir:PATH"),
         ("http://machineB", "http:// is not a kind of upstream"),
         ("tls://machineB:443", "tls:// is not in this version yet"),
-        ("relay://machineB:3280", "relay:// is not in this version yet"),
     ],
 )
 def test_malformed_upstream_is_named_with_the_reason(text, reason):
     with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
         upstream(text)
     assert str(caught.value).startswith(f"-u/--upstream {text!r}: ")
-    assert caught.value.hint == "accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, dir:PATH"
+    assert caught.value.hint == "accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, relay://HOST:PORT, dir:PATH"
 
 
 def test_several_ports_and_an_upstream_without_one():

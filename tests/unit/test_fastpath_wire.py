@@ -218,7 +218,9 @@ def test_padding_is_no_payload():
 
 @pytest.mark.parametrize("size", [5000, 65_549, 180_000])
 @pytest.mark.parametrize(
-    ("ends", "field"), [((CLIENT, SERVER), "total_length"), ((CLIENT6, SERVER6), "payload_length")], ids=["ipv4", "ipv6"]
+    ("ends", "field"),
+    [((CLIENT, SERVER), "total_length"), ((CLIENT6, SERVER6), "payload_length")],
+    ids=["ipv4", "ipv6"],
 )
 def test_length_field_of_zero_means_to_the_end_of_the_frame(ends, field, size):
     payload = bytes(at % 251 for at in range(size))
@@ -340,13 +342,16 @@ def test_ipv6_address_is_compressed(address, is_client):
     opened, _ = feed(Reassembler([80]), Conversation(*ends).data(HELLO).packets)
     # What ipaddress makes of mapped addresses depends on the version of Python.
     mapped = address.replace("::ffff:102:304", "::ffff:1.2.3.4")
-    assert (opened.flow.client, opened.flow.server) in [ends, tuple((mapped if a == address else a, p) for a, p in ends)]
+    assert (opened.flow.client, opened.flow.server) in [
+        ends,
+        tuple((mapped if a == address else a, p) for a, p in ends),
+    ]
 
 
 @pytest.mark.parametrize("client", [("10.0.0.1", 1), ("255.255.255.255", 65535), ("203.0.113.77", 80)])
 def test_ipv4_address_is_dotted(client):
     opened, _ = feed(Reassembler([80]), Conversation(client, SERVER).data(HELLO).packets)
-    assert (opened.flow.client, opened.flow.server) == ((client, SERVER) if client[1] != 80 else (client, SERVER))
+    assert (opened.flow.client, opened.flow.server) == (client, SERVER)
 
 
 def test_equal_addresses_and_different_families_are_different_flows():
@@ -423,14 +428,17 @@ def test_packet_larger_than_ip_allows_is_not_put_together():
     beyond = ipv4(b"x" * 64, identification=7, fragment_offset=65_528)
     reassembler = Reassembler([80])
     feed(reassembler, [(START_NS, ethernet(first)), (START_NS, ethernet(beyond))])
-    assert reassembler.statistics().memory_bytes == 0 or reassembler.expire(START_NS + 30_000_000_000) == []
+    assert reassembler.statistics().memory_bytes == 0
 
 
 def test_fragment_flood_costs_bounded_memory():
     reassembler = Reassembler([80])
     for start in range(0, 60_000, 1000):
         packets = [
-            (START_NS, ethernet(ipv4(b"x" * 1480, identification=number % 65536, more_fragments=True, fragment_offset=at)))
+            (
+                START_NS,
+                ethernet(ipv4(b"x" * 1480, identification=number % 65536, more_fragments=True, fragment_offset=at)),
+            )
             for number in range(start, start + 100)
             for at in (0, 2960, 5920)
         ]
@@ -499,7 +507,9 @@ def test_what_is_no_known_tunnel_is_not_opened(frame):
 
 
 def test_tunnel_cut_to_the_mtu_leaves_a_hole():
-    conversation = Conversation(wrap=lambda packet: ethernet(vxlan(packet))).handshake().data(b"0123456789").data(b"abc")
+    conversation = (
+        Conversation(wrap=lambda packet: ethernet(vxlan(packet))).handshake().data(b"0123456789").data(b"abc")
+    )
     time_ns, frame = conversation.packets[3]
     conversation.packets[3] = (time_ns, frame[:-4])
     reassembler = Reassembler([80], decap=True)
@@ -519,7 +529,7 @@ def test_fragmented_tunnel_is_opened():
         )
         for at in range(0, len(packet) - 20, 48)
     ]
-    assert len(pieces) > 2
+    assert len(pieces) > 1
     assert story(feed(Reassembler([80], decap=True), [(START_NS, ethernet(piece)) for piece in pieces])) == HELLO_STORY
 
 

@@ -74,7 +74,7 @@ def test_stream_joined_midway_holds_a_bounded_head(tmp_path: Path) -> None:
 def test_gap_between_requests_starts_a_new_connection_at_the_next_request(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.stream.write(REQUEST)
-    stage.stream.gap()
+    stage.stream.gap(7)
     stage.stream.write(b"tail of what was missed" + REQUEST)
     stage.stream.finish()
     assert stage.parts() == [REQUEST, REQUEST]
@@ -87,7 +87,7 @@ def test_gap_within_a_request_takes_it_back_whole(tmp_path: Path) -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
     stage.stream.write(head)
     assert stage.stream.within_request
-    stage.stream.gap()
+    stage.stream.gap(7)
     stage.stream.write(REQUEST)
     stage.stream.finish()
     assert stage.upstream.ledger.shed == {"gap": len(head)}
@@ -97,7 +97,7 @@ def test_gap_within_a_request_takes_it_back_whole(tmp_path: Path) -> None:
 def test_gap_in_another_protocol_ends_the_stream(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.stream.write(b"\x16\x03\x01")
-    stage.stream.gap()
+    stage.stream.gap(7)
     stage.stream.write(REQUEST)
     stage.stream.finish()
     assert stage.upstream.ledger.delivered == 0
@@ -106,7 +106,7 @@ def test_gap_in_another_protocol_ends_the_stream(tmp_path: Path) -> None:
 
 def test_gap_at_the_beginning_joins_at_the_first_request(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
-    stage.stream.gap()
+    stage.stream.gap(7)
     stage.stream.write(b"ost: a\r\n\r\n" + REQUEST)
     stage.stream.finish()
     assert stage.parts() == [REQUEST]

@@ -145,3 +145,15 @@ def test_sequence_gives_the_bytes_that_gopacket_gives(case, isn, batch_packets):
         byte for item in outcome for byte in (item.data if isinstance(item, Delivered) else [None] * item.length)
     ]
     assert delivered == case["expect"]
+
+
+def test_holes_of_the_same_age_are_given_up_together():
+    reassembler = Reassembler([80])
+    conversation = Conversation(step_ns=0).handshake().data(b"one", offset=5).data(b"two", offset=12)
+    feed(reassembler, conversation.packets, 1000)
+    assert outcome_of(reassembler.expire(conversation.now_ns + 3 * 10**9), 0) == [
+        Gap(0, 5),
+        Delivered(5, b"one"),
+        Gap(8, 4),
+        Delivered(12, b"two"),
+    ]

@@ -116,6 +116,7 @@ def test_json_has_every_key_of_the_contract():
         },
         "dials": 3,
         "response_bytes": 0,
+        "answers_missed_bytes": 0,
     }
 
 

@@ -167,7 +167,7 @@ def test_gap_within_a_request_resets_and_rejoins_at_the_next_request(stage: Stag
     write(copy, requests, REQUEST + b"POST / HTTP/1.1\r\nContent-Le")
     cut = len(REQUEST) + 27
     first = stage.accept()
-    copy.interrupt("gap", whole=False)
+    copy.interrupt("gap", whole=False, length=7)
     assert read_all(first)[1]
     assert stage.upstream.ledger.shed == {"gap": cut}
 
@@ -188,7 +188,7 @@ def test_gap_within_a_request_resets_and_rejoins_at_the_next_request(stage: Stag
 def test_gap_between_requests_resets_after_the_answer_and_keeps_what_was_delivered(stage: Stage) -> None:
     copy, requests = stage.copy()
     write(copy, requests, REQUEST)
-    copy.interrupt("gap", whole=True)
+    copy.interrupt("gap", whole=True, length=7)
     peer = stage.accept()
     assert peer.recv(1000) == REQUEST
     peer.sendall(ANSWER)
@@ -383,7 +383,7 @@ def test_directory_stream_after_a_gap_goes_into_a_second_file(tmp_path: Path) ->
     upstream = directory_upstream(tmp_path)
     copy, requests = StreamCopy(upstream, "a"), RequestFramer()
     write(copy, requests, REQUEST)
-    copy.interrupt("gap", whole=True)
+    copy.interrupt("gap", whole=True, length=7)
     write(copy, RequestFramer(), REQUEST)
     copy.finish()
     assert (tmp_path / "a").read_bytes() == (tmp_path / "a.2").read_bytes() == REQUEST

@@ -1,0 +1,249 @@
+"""An upstream that is a relay, or any server that speaks the PROXY protocol: says who the client was.
+
+Stands where `gopher.capture.tcp` does and dials like it; see docs/link.md for what goes over the connection. When
+production's answers are captured too, the link is framed: both directions, gaps and ends in the order of capture, and
+the connection stays until the captured one is over in both directions. Answers take no more than half of each memory
+bound and are never waited for, so that they cost no byte of the client; what does not fit is told as a gap and counted.
+
+Accounts are about the client's bytes only, as for every upstream.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gopher._fastpath import CLIENT_TO_SERVER, SERVER_TO_CLIENT
+from gopher._pump import Connection
+from gopher.capture.tcp import TcpUpstream
+from gopher.capture.upstream import StreamCopy
+from gopher.http.framing import RequestFramer
+from gopher.link import (
+    RECORD_HEAD_BYTES,
+    RECORD_LIMIT_BYTES,
+    LinkInfo,
+    ProxyHeader,
+    encode_data,
+    encode_fin,
+    encode_gap,
+    encode_header,
+    encode_rst,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gopher._fastpath import Flow
+    from gopher._pump import Budget, Pump
+    from gopher.capture.tcp import Address
+    from gopher.config import MirrorConfig, UpstreamConfig
+
+__all__ = ["FramedCopy", "RelayUpstream"]
+
+
+def _opaque_framer() -> RequestFramer:
+    framer = RequestFramer()
+    framer.feed(b"\0")
+    return framer
+
+
+# A framed link gets no answers: for the pump it is not HTTP/1, so that it is half-closed at its end.
+_NO_ANSWERS: Final = _opaque_framer()
+
+
+class RelayUpstream(TcpUpstream):
+    """Mirrored streams go to a relay.
+
+    Args:
+        framed: production's answers go along.
+        capture_id: 8 bytes that tell this capture's connections from those of others.
+
+    Others as for `TcpUpstream`.
+    """
+
+    def __init__(
+        self,
+        config: UpstreamConfig,
+        limits: MirrorConfig,
+        total: Budget,
+        addresses: list[Address],
+        pump: Pump,
+        *,
+        framed: bool,
+        capture_id: bytes,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        super().__init__(config, limits, total, addresses, pump, clock)
+        self.framed = framed
+        self.time_ns = 0
+        """Of the captured event that is being handled; set by whoever hands it on."""
+        self._capture_id = capture_id
+
+    def copy(self, flow: Flow, name: str, given_up: str | None) -> StreamCopy:
+        """See `Upstream.copy`."""
+        return (FramedCopy if self.framed else LinkCopy)(self, flow, name, given_up)
+
+    def _open(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Connection:
+        assert isinstance(copy, LinkCopy)
+        flow = copy.flow
+        info = LinkInfo(framed=self.framed, joined=copy.rejoining or not flow.began_with_syn, start_ns=self.time_ns)
+        unique_id = self._capture_id + flow.id.to_bytes(8, "big")
+        header = encode_header(ProxyHeader(client=flow.client, server=flow.server, unique_id=unique_id, link=info))
+        if self.framed:
+            return FramedLink(self, self._pump, _NO_ANSWERS, base, copy, header)
+        return Link(self, self._pump, requests, base, copy, header)
+
+
+class LinkCopy(StreamCopy):
+    """What a relay gets of one captured connection."""
+
+    __slots__ = ("flow",)
+
+    def __init__(self, upstream: RelayUpstream, flow: Flow, name: str, given_up: str | None) -> None:
+        super().__init__(upstream, name, given_up)
+        self.flow = flow
+
+
+class FramedCopy(LinkCopy):
+    """What a relay gets of one captured connection, with production's direction."""
+
+    __slots__ = ()
+
+    upstream: RelayUpstream
+    connection: FramedLink | None
+
+    # -- the client's direction ------------------------------------------------------------------------------------
+
+    def interrupt(self, reason: str, *, whole: bool, length: int) -> None:
+        """The stream has a hole. The relay is told, and ends its own connection as visibly as gopher would."""
+        if self.connection is None:
+            super().interrupt(reason, whole=whole, length=length)
+        else:
+            self.note_shed(reason)
+            self.tell_gap(length)
+
+    def skip(self, reason: str, length: int) -> None:
+        """Bytes that were captured and that no upstream gets."""
+        super().skip(reason, length)
+        self.tell_gap(length)
+
+    def tell_gap(self, length: int) -> None:
+        """Bytes of the client do not follow."""
+        self._tell(encode_gap(CLIENT_TO_SERVER, length, self.upstream.time_ns))
+
+    def finish(self) -> None:
+        """The client has ended. Production may have not: see `close`."""
+
+    def reset(self) -> None:
+        """The connection was reset: see `close`."""
+
+    # -- production's direction ------------------------------------------------------------------------------------
+
+    @property
+    def takes_answers(self) -> bool:
+        """Whether there is room for production's answers in the queues."""
+        ledger = self.upstream.ledger
+        return self.connection is not None and (
+            self.connection.queued <= ledger.connection_limit // 2
+            and ledger.queued <= ledger.limit // 2
+            and ledger.total.used <= ledger.total.limit // 2
+        )
+
+    def answer(self, data: bytes) -> None:
+        """Pass on the next bytes of production."""
+        if self.connection is None:
+            return
+        if not self.takes_answers:
+            self.connection.missed_bytes += len(data)
+            self.upstream.answers_missed_bytes += len(data)
+            return
+        self._tell_missed()
+        for part in _parts(data):
+            self._tell(encode_data(SERVER_TO_CLIENT, part, self.upstream.time_ns))
+
+    def answer_gap(self, length: int) -> None:
+        """Bytes of production are missing in the capture."""
+        if self.connection is not None:
+            self.connection.missed_bytes += length
+            if self.takes_answers:
+                self._tell_missed()
+
+    # -- ends ------------------------------------------------------------------------------------------------------
+
+    def end(self, direction: int) -> None:
+        """A direction is complete."""
+        if direction == SERVER_TO_CLIENT:
+            self._tell_missed()
+        self._tell(encode_fin(direction, self.upstream.time_ns))
+
+    def close(self, *, reset: bool) -> None:
+        """The captured connection is over, or not looked at any more; `reset`: by RST."""
+        if reset:
+            self._tell_missed()
+            self._tell(encode_rst(self.upstream.time_ns))
+        super().finish()
+
+    def _tell_missed(self) -> None:
+        if self.connection is not None and self.connection.missed_bytes:
+            length, self.connection.missed_bytes = self.connection.missed_bytes, 0
+            self._tell(encode_gap(SERVER_TO_CLIENT, length, self.upstream.time_ns))
+
+    def _tell(self, record: bytes) -> None:
+        # There is no link before the client's first byte, nor between a lost one and the next request.
+        connection = self.connection
+        if connection is not None:
+            outcome = connection.tell(record)
+            if outcome < 0:
+                self.upstream.outcome(connection, outcome)
+
+
+class Link(Connection):
+    """A connection whose first write has the header before it."""
+
+    def __init__(
+        self,
+        upstream: RelayUpstream,
+        pump: Pump,
+        requests: RequestFramer,
+        base: int,
+        owner: LinkCopy,
+        header: bytes,
+    ) -> None:
+        super().__init__(pump, upstream.ledger, requests, base, owner)
+        self._upstream = upstream
+        self._header = header
+
+    def write(self, data: bytes) -> int:
+        """See `Connection.write`."""
+        return self._wrap(data, 0)
+
+    def _wrap(self, data: bytes, overhead: int) -> int:
+        header, self._header = self._header, b""
+        return self.write_wrapped(header + data, len(header) + overhead)
+
+
+class FramedLink(Link):
+    """A connection of records."""
+
+    missed_bytes = 0
+    """Of production's answers, since the last record of them."""
+
+    def write(self, data: bytes) -> int:
+        """See `Connection.write`."""
+        time_ns = self._upstream.time_ns
+        outcomes = [
+            self._wrap(encode_data(CLIENT_TO_SERVER, part, time_ns), RECORD_HEAD_BYTES) for part in _parts(data)
+        ]
+        # All are queued whatever the first ones say. A failure is what counts, then a bound that is exceeded.
+        failure = min(outcomes)
+        return failure if failure < 0 else outcomes[-1]
+
+    def tell(self, record: bytes) -> int:
+        """Send what is not the client's. Returns 0 or a negative errno, with `record` queued."""
+        return min(0, self._wrap(record, len(record)))
+
+
+def _parts(data: bytes) -> Iterator[bytes]:
+    for begin in range(0, len(data), RECORD_LIMIT_BYTES):
+        yield data[begin : begin + RECORD_LIMIT_BYTES]

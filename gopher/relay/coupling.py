@@ -1,0 +1,591 @@
+"""Session coupling: requests that say production's session values are made to say the shadow's.
+
+One `Coupler` for each shadow upstream. The relay shows it every request before it is sent, every answer of the shadow,
+and, on a framed link, every answer of production; it learns aliases from them and rewrites requests. No I/O and no
+clock: `now_s` comes in with each call and never goes back.
+
+*Exact* mode pairs production's and the shadow's answer to the same exchange. A value of production's answer is pending
+until the shadow's answer is in; a request that contains it waits, whatever connection it is on. *Inferred* mode has no
+answers of production and binds new values to the shadow sessions of the same client.
+
+Invariants: a value is replaced only by what the shadow handed out in the same structural place; each table is bounded;
+no value leaves this module but in a request to the shadow: reprs and statistics carry none.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import unquote_to_bytes
+
+from gopher.relay.aliases import SHORT_BYTES, AliasTable, KnownValues, alias_key
+from gopher.relay.handed_out import NOTHING, ResponseReader
+from gopher.relay.holding import HeldRequest, WaitingRoom
+from gopher.relay.inference import Candidate, Inference
+from gopher.relay.outcomes import CouplingStatistics, Drop, Rewritten, Unchanged, Wait
+from gopher.relay.places import may_hold_values, rewrite_request, url_path
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+    from gopher.http.messages import RequestHead, ResponseHead
+    from gopher.relay.handed_out import HandedOut
+    from gopher.relay.places import Place
+    from gopher.relay.rules import Rule
+
+    # (value key, exchange that may give its counterpart), or in inferred mode (None, exchange the shadow is at)
+    Blocker = tuple[bytes | None, Hashable]
+
+__all__ = ["Coupler", "CouplingStatistics", "Drop", "Rewritten", "Unchanged", "Wait"]
+
+EXCHANGE_TTL_S: Final = 600.0
+"""An exchange whose second answer is not in after this long is forgotten."""
+_MAX_EXCHANGES: Final = 65_536
+_SWEEP_S: Final = 5.0
+_MAX_BLOCKERS: Final = (
+    64  # what more exchanges than this could give, or more at once of one address, is nobody's session
+)
+_MAX_AUTO_NAMES: Final = 256  # cookie names that `auto` knows to be the shadow's
+
+_INFERRED: Final = frozenset({"cookie", "field"})
+_NO_COOKIES: Final[dict[bytes, tuple[bytes, bytes | None]]] = {}  # shared by most requests; never changed
+_NO_BLOCKERS: Final[frozenset[Blocker]] = frozenset()
+_NO_KEYS: Final[frozenset[bytes]] = frozenset()
+_LOGIN: Final = re.compile(rb"(?i)log-?_?[io]n|sign-?_?[io]n|/auth|/sso|/sessions?/new")
+_REJECTIONS: Final = frozenset({401, 403, 419})
+
+
+_UNCHANGED: Final = Unchanged()
+
+
+class Coupler:
+    """Learns from responses, and rewrites requests, for one shadow upstream.
+
+    Ids are the caller's: an exchange's is unique over all connections, a connection's over all connections of the
+    coupler's life or at least `CLAIM_S`. `client` is the client's address without its port.
+
+    Args:
+        rules: where values are handed out.
+        auto: couple every cookie that the shadow sets, as well.
+        wait_s: how long a request may be held, in seconds.
+        policy: what becomes of a request that was held in vain: `send` it as far as it could be translated, or `drop`.
+        max_aliases: bound of the table of aliases; past it the least recently used go.
+        ttl_s: an alias not used for this long, in seconds, is forgotten.
+        inferred: there are no answers of production.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        *,
+        auto: bool = False,
+        wait_s: float = 2.0,
+        policy: Literal["send", "drop"] = "send",
+        max_aliases: int = 100_000,
+        ttl_s: float = 86_400.0,
+        inferred: bool = False,
+    ) -> None:
+        self._reader = ResponseReader(rules, auto=auto)
+        self._auto = auto
+        self._wait_s = wait_s
+        self._policy = policy
+        self._inference = Inference(max_aliases) if inferred else None
+        self._cookies_only = all(rule.kind == "cookie" for rule in rules)
+        # By place, the names under which a value without counterpart is a miss: those that a rule itself gives.
+        self._watched: dict[Place, set[bytes]] = {
+            "cookie": {rule.name for rule in rules if rule.kind == "cookie"},
+            "header": {rule.name for rule in rules if rule.kind == "header"},
+            "query": {rule.name for rule in rules if rule.kind == "query"},
+            "field": {rule.name for rule in rules if rule.kind == "form"},
+            "path": set(),
+        }
+
+        self._known = KnownValues(max_aliases, ttl_s)
+        self._aliases = self._known.aliases
+        self._exchanges: dict[Hashable, _Exchange] = {}  # oldest first
+        self._swept_s = 0.0
+        self._pending = self._known.pending
+        self._waiting = WaitingRoom()
+        # Values that had their chance: the shadow's answer had no counterpart, or there was no session to be bound to.
+        self._strangers = AliasTable(max_aliases, ttl_s)
+        # Inferred mode: client -> exchanges that the shadow has not answered -> their connections.
+        self._in_flight: dict[Hashable, dict[Hashable, Hashable]] = {}
+
+        self._learned = 0
+        self._rewritten = 0
+        self._missed = 0
+        self._held = 0
+        self._held_s_sum = 0.0
+        self._held_s_max = 0.0
+        self._timed_out = 0
+        self._dropped = 0
+        self._ambiguous = 0
+        self._unread = 0
+        self._divergences: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Coupler: {len(self._aliases)} aliases, {len(self._waiting)} requests waiting>"
+
+    def needs_request_body(self, head: RequestHead) -> bool:
+        """Whether `request` wants the whole body; else the relay may stream it and pass None.
+
+        A body of unknown length that turns out longer than `places.MAX_BODY_BYTES` is not looked at: pass None.
+        """
+        return not self._cookies_only and may_hold_values(head)
+
+    def needs_response_body(self, head: ResponseHead) -> bool:
+        """The same for `production_response` and `shadow_response`; always False if no rule looks at bodies."""
+        return self._reader.needs_body(head)
+
+    def request(
+        self,
+        exchange_id: Hashable,
+        client: Hashable,
+        connection_id: Hashable,
+        head: RequestHead,
+        content: bytes | None,
+        now_s: float,
+    ) -> Rewritten | Unchanged | Wait:
+        """The next request of a connection, in order, right before it would be sent.
+
+        Cost: proportional to the values in it; a body is read only if it is passed.
+        """
+        scan = _Scan(self, client, connection_id, now_s, held=None)
+        new_head, new_content = rewrite_request(head, content, self._known, self._watched, scan.translate)
+        if scan.blockers:
+            held = HeldRequest(
+                exchange_id,
+                client,
+                connection_id,
+                head,
+                content,
+                now_s,
+                blockers=scan.blockers,
+                awaited=scan.awaited,
+            )
+            ticket = self._waiting.enter(held)
+            return Wait(ticket, now_s + self._wait_s)
+        return self._sent(exchange_id, scan, new_head, new_content)
+
+    def proceed(self, ticket: int, now_s: float) -> Rewritten | Unchanged | Drop:
+        """What becomes of a request that waited; once for each ticket, when it is released or at its deadline.
+
+        Raises:
+            KeyError: no request waits under this ticket.
+        """
+        held = self._waiting.leave(ticket)
+        held_s = max(0.0, now_s - held.since_s)
+        self._held += 1
+        self._held_s_sum += held_s
+        self._held_s_max = max(self._held_s_max, held_s)
+        scan = _Scan(self, held.client, held.connection_id, now_s, held=held)
+        new_head, new_content = rewrite_request(held.head, held.content, self._known, self._watched, scan.translate)
+        if scan.in_vain:
+            if held.blockers:
+                self._timed_out += 1
+            if self._policy == "drop":
+                self._dropped += 1
+                return Drop()
+        return self._sent(held.exchange_id, scan, new_head, new_content)
+
+    def cancel(self, ticket: int) -> None:
+        """The connection of a request that waits is gone. A ticket that does not wait is ignored."""
+        with suppress(KeyError):
+            self._waiting.leave(ticket)
+
+    def production_response(
+        self,
+        exchange_id: Hashable,
+        client: Hashable,
+        connection_id: Hashable,
+        head: ResponseHead,
+        content: bytes | None,
+        now_s: float,
+    ) -> list[int]:
+        """Production's final answer to an exchange, as soon as it is seen: before or after the shadow's, and perhaps
+        before the request has been sent to the shadow. Interim answers are ignored.
+
+        Returns:
+            Tickets that may go on now: where the shadow was faster than production.
+        """
+        if head.status < 200:
+            return []
+        handed = self._reader.read(head, content)
+        record = self._exchange(exchange_id, client, connection_id, now_s)
+        record.production = handed
+        record.production_status = head.status
+        if handed.unread:
+            self._unread += 1
+        if record.shadow is not None:
+            return self._complete(exchange_id, record, now_s)
+        if handed is not NOTHING:
+            for name, value in _named(handed):
+                for form, _ in _forms(value, b""):
+                    key = alias_key(name, form)
+                    if self._aliases.get(key, now_s) is None and self._strangers.get(key, now_s) is None:
+                        self._pending.setdefault(key, set()).add(exchange_id)
+                        record.pending = record.pending | {key}
+                        self._known.met(form)
+        return []
+
+    def shadow_response(
+        self,
+        exchange_id: Hashable,
+        client: Hashable,
+        connection_id: Hashable,
+        head: ResponseHead,
+        content: bytes | None,
+        now_s: float,
+    ) -> list[int]:
+        """The shadow's final answer to an exchange. Interim answers are ignored.
+
+        Returns:
+            Tickets that may go on now.
+        """
+        status = head.status
+        if status < 200:
+            return []
+        handed = self._reader.read(head, content)
+        if handed.unread:
+            self._unread += 1
+        if self._auto and handed.cookies:
+            self._watch(handed.cookies)
+        record = self._exchange(exchange_id, client, connection_id, now_s)
+        if self._inference is not None:
+            if handed is not NOTHING:
+                self._infer(record, handed, self._inference, now_s)
+            return self._forget(exchange_id, record)
+        record.shadow = handed
+        record.shadow_verdict = _verdict(head) if status >= 300 else ""
+        return [] if record.production is None else self._complete(exchange_id, record, now_s)
+
+    def abandoned(self, exchange_id: Hashable) -> list[int]:
+        """An answer to the exchange will never come: a connection failed, or the request was not sent.
+
+        Returns:
+            Tickets that may go on now: what they waited for will not come either.
+        """
+        record = self._exchanges.get(exchange_id)
+        return [] if record is None else self._forget(exchange_id, record)
+
+    def statistics(self) -> CouplingStatistics:
+        """The counters, frozen."""
+        return CouplingStatistics(
+            aliases=len(self._aliases),
+            aliases_learned=self._learned,
+            aliases_evicted=self._aliases.evicted,
+            aliases_expired=self._aliases.expired,
+            requests_rewritten=self._rewritten,
+            requests_missed=self._missed,
+            requests_held=self._held,
+            requests_waiting=len(self._waiting),
+            held_s_sum=self._held_s_sum,
+            held_s_max=self._held_s_max,
+            requests_timed_out=self._timed_out,
+            requests_dropped=self._dropped,
+            values_ambiguous=self._ambiguous,
+            bodies_unread=self._unread,
+            divergences=dict(self._divergences),
+        )
+
+    # Exchanges: opened by whatever comes first, closed when nothing more is expected of them.
+
+    def _exchange(self, exchange_id: Hashable, client: Hashable, connection_id: Hashable, now_s: float) -> _Exchange:
+        record = self._exchanges.get(exchange_id)
+        if record is None:
+            if len(self._exchanges) >= _MAX_EXCHANGES or now_s - self._swept_s > _SWEEP_S:
+                self._sweep(now_s)
+            record = self._exchanges[exchange_id] = _Exchange(client, connection_id, now_s)
+        return record
+
+    def _sweep(self, now_s: float) -> None:
+        """Forget exchanges that are too old or too many. What waits for one has a deadline of its own."""
+        self._swept_s = now_s
+        while self._exchanges:
+            oldest_id, oldest = next(iter(self._exchanges.items()))
+            if len(self._exchanges) < _MAX_EXCHANGES and now_s - oldest.since_s <= EXCHANGE_TTL_S:
+                break
+            self._forget(oldest_id, oldest)
+
+    def _sent(
+        self, exchange_id: Hashable, scan: _Scan, head: RequestHead | None, content: bytes | None
+    ) -> Rewritten | Unchanged:
+        record = self._exchange(exchange_id, scan.client, scan.connection_id, scan.now_s)
+        record.requested = True
+        record.sent = scan.sent
+        if self._inference is not None:
+            self._in_flight.setdefault(scan.client, {})[exchange_id] = scan.connection_id
+        self._missed += scan.missed
+        if head is None:
+            return _UNCHANGED
+        self._rewritten += 1
+        return Rewritten(head, content)
+
+    def _forget(self, exchange_id: Hashable, record: _Exchange) -> list[int]:
+        del self._exchanges[exchange_id]
+        released: list[int] = []
+        for key in record.pending:
+            exchanges = self._pending.get(key)
+            if exchanges is not None and exchange_id in exchanges:
+                exchanges.remove(exchange_id)
+                if not exchanges:
+                    del self._pending[key]
+                released += self._waiting.unblock((key, exchange_id))
+        flying = self._in_flight.get(record.client)
+        if flying is not None and flying.pop(exchange_id, None) is not None:
+            if not flying:
+                del self._in_flight[record.client]
+            released += self._waiting.unblock((None, exchange_id))
+        return released
+
+    # Learning.
+
+    def _complete(self, exchange_id: Hashable, record: _Exchange, now_s: float) -> list[int]:
+        production, shadow = record.production, record.shadow
+        assert production is not None
+        assert shadow is not None
+        released: list[int] = []
+        if production is not NOTHING or shadow is not NOTHING:
+            for name in production.cookies.keys() | shadow.cookies.keys():
+                produced, shadowed = self._cookie_pair(
+                    name, production.cookies.get(name), shadow.cookies.get(name), record.sent.get(name), now_s
+                )
+                if produced and shadowed:
+                    self._learn(name, produced, shadowed, now_s, released)
+            for rule, values in production.values.items():
+                counterparts = shadow.values.get(rule, ())
+                # Another number of values means another page: which belongs to which would be a guess.
+                if len(values) == len(counterparts):
+                    for produced, shadowed in zip(values, counterparts, strict=True):
+                        self._learn(rule.name, produced, shadowed, now_s, released)
+        if record.shadow_verdict and 200 <= record.production_status < 300:
+            self._divergences[record.shadow_verdict] = self._divergences.get(record.shadow_verdict, 0) + 1
+        for key in record.pending:
+            if key in self._pending:
+                # Not waited for again: production may send a value like this with each answer, to every client.
+                self._strangers.set(key, b"", now_s)
+        return released + self._forget(exchange_id, record)
+
+    def _cookie_pair(
+        self,
+        name: bytes,
+        produced: bytes | None,
+        shadowed: bytes | None,
+        sent: tuple[bytes, bytes | None] | None,
+        now_s: float,
+    ) -> tuple[bytes | None, bytes | None]:
+        """What a browser of production and a browser of the shadow would now hold under this name.
+
+        None: the answer did not set the cookie. Empty: it deleted it.
+        """
+        if sent is None or (produced is not None and shadowed is not None):
+            return produced, shadowed
+        before, counterpart = sent
+        current = self._aliases.get(alias_key(name, before), now_s)
+        if shadowed is None:
+            return produced, current  # only production rotated: the shadow's session goes on under the new name
+        # Only the shadow set it: it did not know the session (one from before the mirror, or it was restarted). Of
+        # several requests that met this at once, the first answer counts, or the session would change under the user.
+        return (before, shadowed) if produced is None and current == counterpart else (None, None)
+
+    def _learn(self, name: bytes, produced: bytes, shadowed: bytes, now_s: float, released: list[int]) -> None:
+        if self._aliases.get(alias_key(name, produced), now_s) != shadowed:
+            self._learned += 1
+        for form, counterpart in _forms(produced, shadowed):
+            key = alias_key(name, form)
+            self._aliases.set(key, counterpart, now_s)
+            self._known.met(form)
+            for exchange_id in self._pending.pop(key, ()):
+                released += self._waiting.unblock((key, exchange_id))
+
+    def _watch(self, cookies: dict[bytes, bytes]) -> None:
+        names = self._watched["cookie"]
+        if len(names) < _MAX_AUTO_NAMES:
+            names.update(cookies)
+
+    def _infer(self, record: _Exchange, handed: HandedOut, inference: Inference, now_s: float) -> None:
+        for name, value in handed.cookies.items():
+            if not value:
+                inference.withdrawn("cookie", name, record.connection_id)
+                continue
+            carried, counterpart = record.sent.get(name, (None, None))
+            if carried is not None:
+                if value == counterpart:
+                    continue  # set again, as it was
+                if self._aliases.get(alias_key(name, carried), now_s) == counterpart:
+                    self._learn(name, carried, value, now_s, [])
+            inference.handed_out(
+                Candidate(
+                    "cookie",
+                    name,
+                    value,
+                    record.client,
+                    record.connection_id,
+                    now_s,
+                    carried,
+                    # The answer to an unknown session is that session's: another connection's new value is another's.
+                    by_address=carried is None or counterpart is not None,
+                )
+            )
+        for rule, values in handed.values.items():
+            if rule.kind == "form":
+                for value in values:
+                    inference.handed_out(
+                        Candidate(
+                            "field", rule.name, value, record.client, record.connection_id, now_s, None, by_address=True
+                        )
+                    )
+
+    def _claim(self, scan: _Scan, place: Place, name: bytes, value: bytes, key: bytes) -> bytes | None:
+        """Inferred mode: the counterpart of a value that was never seen, if there is exactly one it can be."""
+        inference = self._inference
+        assert inference is not None
+        if inference.knows(place, name, value):
+            self._learn(name, value, value, scan.now_s, [])  # the client talks to the shadow itself
+            return value
+        if self._strangers.get(key, scan.now_s) is not None:
+            return None
+        candidates = inference.on_connection(place, name, scan.connection_id, scan.now_s)
+        flying = self._in_flight.get(scan.client)
+        # The value may come from an exchange that the shadow is still at.
+        if (
+            scan.held is None
+            and flying is not None
+            and len(flying) <= _MAX_BLOCKERS
+            and (not candidates or (len(candidates) == 1 and scan.connection_id in flying.values()))
+        ):
+            scan.wait_for(key, ((None, exchange_id) for exchange_id in flying))
+            return None
+        candidates = candidates or inference.of_client(place, name, scan.client, scan.now_s)
+        if len(candidates) == 1:
+            inference.claim(candidates[0])
+            self._learn(name, value, candidates[0].value, scan.now_s, [])
+            return candidates[0].value
+        if candidates:
+            self._ambiguous += 1
+        if scan.held is None or not scan.held.blockers:
+            self._strangers.set(key, b"", scan.now_s)  # from now on it is not new: it claims nothing any more
+        return None
+
+
+class _Exchange:
+    """What is known of an exchange of which something is still to come."""
+
+    __slots__ = (
+        "client", "connection_id", "pending", "production", "production_status", "requested", "sent", "shadow",
+        "shadow_verdict", "since_s",
+    )  # fmt: skip
+
+    def __init__(self, client: Hashable, connection_id: Hashable, since_s: float) -> None:
+        self.client = client
+        self.connection_id = connection_id
+        self.since_s = since_s
+        self.requested = False
+        """Whether the shadow got the request."""
+        self.sent: dict[bytes, tuple[bytes, bytes | None]] = _NO_COOKIES
+        """Coupled cookies of the request: production's value, and what the shadow got for it, if anything."""
+        self.production: HandedOut | None = None
+        self.production_status = 0
+        self.shadow: HandedOut | None = None
+        self.shadow_verdict = ""
+        self.pending = _NO_KEYS
+        """Keys of the values whose counterpart the shadow's answer may hold."""
+
+
+class _Scan:
+    """One look at one request: `translate` is asked about every value in it."""
+
+    __slots__ = (
+        "_coupler", "awaited", "blockers", "client", "connection_id", "held", "in_vain", "missed", "now_s", "sent",
+    )  # fmt: skip
+
+    def __init__(
+        self, coupler: Coupler, client: Hashable, connection_id: Hashable, now_s: float, held: HeldRequest | None
+    ) -> None:
+        self._coupler = coupler
+        self.client = client
+        self.connection_id = connection_id
+        self.now_s = now_s
+        self.held = held
+        """The request as it was when it began to wait; then it does not wait again."""
+        self.sent = _NO_COOKIES
+        self.missed = False
+        self.in_vain = False
+        """A value that the request waited for still has no counterpart."""
+        self.blockers = _NO_BLOCKERS
+        self.awaited = _NO_KEYS
+
+    def translate(self, place: Place, name: bytes, value: bytes) -> bytes | None:
+        """The shadow's counterpart of a value; None to leave it. Notes what is missed, and what must be waited for."""
+        coupler = self._coupler
+        key = value if len(value) >= SHORT_BYTES else name.lower() + b"\0" + value
+        counterpart: bytes | None = None
+        watched = unknown = name in coupler._watched[place]
+        if key in coupler._aliases.entries:
+            counterpart = coupler._aliases.get(key, self.now_s)
+        if counterpart is None:
+            exchanges = coupler._pending.get(key)
+            if exchanges is not None:
+                unknown = True
+                if self.held is None and len(exchanges) <= _MAX_BLOCKERS:
+                    self.wait_for(key, ((key, each) for each in exchanges if self._is_ahead(each)))
+            elif unknown and value and coupler._inference is not None and place in _INFERRED:
+                counterpart = coupler._claim(self, place, name, value, key)
+        if counterpart is None and unknown and value:
+            self.missed = True
+            if self.held is not None and key in self.held.awaited:
+                self.in_vain = True
+        if place == "cookie" and (watched or coupler._auto):
+            self._note_cookie(name, value, counterpart)
+        return None if counterpart == value else counterpart
+
+    def wait_for(self, key: bytes, blockers: Iterable[Blocker]) -> None:
+        """The value of this key may get its counterpart from what these stand for."""
+        found = set(blockers)
+        if found:
+            self.blockers = self.blockers | found
+            self.awaited = self.awaited | {key}
+
+    def _is_ahead(self, exchange_id: Hashable) -> bool:
+        """Whether the shadow's answer to that exchange can come before this request is sent: not if its request comes
+        after this one on the same connection, or is this one.
+        """
+        record = self._coupler._exchanges[exchange_id]
+        return record.requested or record.connection_id != self.connection_id
+
+    def _note_cookie(self, name: bytes, value: bytes, counterpart: bytes | None) -> None:
+        if self.sent is _NO_COOKIES:
+            self.sent = {}
+        self.sent[name] = (value, counterpart)
+        inference = self._coupler._inference
+        if inference is not None and counterpart is not None:
+            inference.still_used("cookie", name, self.connection_id, value)
+
+
+def _forms(produced: bytes, shadowed: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The forms in which a value may turn up, each with its counterpart: as it stands, and percent-decoded, for a
+    script may read a cookie and send what it says in a header or field.
+    """
+    yield produced, shadowed
+    if b"%" in produced:
+        decoded = unquote_to_bytes(produced)
+        if decoded and decoded != produced:
+            yield decoded, unquote_to_bytes(shadowed)
+
+
+def _named(handed: HandedOut) -> Iterator[tuple[bytes, bytes]]:
+    for name, value in handed.cookies.items():
+        if value:
+            yield name, value
+    for rule, values in handed.values.items():
+        for value in values:
+            yield rule.name, value
+
+
+def _verdict(head: ResponseHead) -> str:
+    """How the shadow says that it does not know the session; empty if it does not."""
+    if head.status in _REJECTIONS:
+        return str(head.status)
+    location = head.headers.get(b"location") if head.status < 400 else None
+    return "login" if location and _LOGIN.search(url_path(location)) else ""

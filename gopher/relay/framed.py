@@ -1,0 +1,270 @@
+"""The framed relay: downstream connections whose messages are read, because a setting asks for more than bytes.
+
+Owns what its sessions share: the pump, the upstream's addresses, time-outs, the couplers and who waits for them, and
+the upstreams that get copies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from gopher._pump import Budget
+from gopher.capture.mirror import MirroredStream
+from gopher.capture.tcp import TcpUpstream
+from gopher.capture.upstream import StreamCopy
+from gopher.config import MirrorConfig
+from gopher.pump import PumpTask, ServingTask
+from gopher.relay.channel import Channel, ChannelPump
+from gopher.relay.coupling import Coupler
+from gopher.relay.lastword import LINGER_S
+from gopher.relay.rules import parse_rule
+from gopher.relay.session import Session
+from gopher.relay.transparent import SWEEPS_PER_IDLE_TIME, announcement
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable, Iterable
+    from typing import Protocol
+
+    from gopher._pump import Connection
+    from gopher.capture.tcp import Address
+    from gopher.config import RelayConfig
+    from gopher.link import ProxyHeader
+    from gopher.relay.coupling import Wait
+    from gopher.relay.tally import Tally
+
+    class Adopt(Protocol):
+        """See `Transparent.adopt`."""
+
+        def __call__(
+            self, downstream: socket.socket, upstream: socket.socket, header: ProxyHeader, *, connecting: bool,
+            to_downstream: bytes, to_upstream: bytes,
+        ) -> None: ...  # fmt: skip
+
+
+__all__ = ["Coupling", "Framed"]
+
+_NOT_SUMMED: Final = frozenset({"held_s_max", "divergences"})
+
+
+class Coupling:
+    """A coupler, and the sessions that wait for it.
+
+    Args:
+        coupler: what decides.
+        later: takes a call to make at the end of this turn.
+    """
+
+    def __init__(self, coupler: Coupler, later: Callable[[Callable[[], None]], None]) -> None:
+        self.coupler = coupler
+        self._later = later
+        self._waiting: dict[int, Session] = {}
+        # All wait equally long, so it is in the order of its deadlines.
+        self._deadlines: deque[tuple[float, int]] = deque()
+
+    def wait(self, wait: Wait, session: Session) -> None:
+        """A request of `session` waits."""
+        self._waiting[wait.ticket] = session
+        self._deadlines.append((wait.deadline_s, wait.ticket))
+
+    def release(self, tickets: Iterable[int]) -> None:
+        """These need wait no longer."""
+        for ticket in tickets:
+            session = self._waiting.pop(ticket, None)
+            if session is not None:
+                self._later(partial(session.proceed, ticket))
+
+    def cancel(self, session: Session) -> None:
+        """A session gives up."""
+        for ticket in [ticket for ticket, waiting in self._waiting.items() if waiting is session]:
+            del self._waiting[ticket]
+            self.coupler.cancel(ticket)
+
+    def tick(self, now_s: float) -> None:
+        """Let those go on that have waited long enough."""
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            self.release([self._deadlines.popleft()[1]])
+
+
+class Framed:
+    """All sessions of one relay.
+
+    Args:
+        config: what was asked for.
+        addresses: of each upstream.
+        tally: what to count in.
+        adopt: takes two sockets that have become a tunnel.
+
+    Raises:
+        ConfigError: a coupling rule is none.
+    """
+
+    def __init__(self, config: RelayConfig, addresses: list[list[Address]], tally: Tally, adopt: Adopt) -> None:
+        self.config = config
+        self.tally = tally
+        self.addresses = list(addresses[0])
+        """Of the first upstream, the one that answered last first."""
+        self.adopt = adopt
+        self.pump = ChannelPump()
+        self.task = ServingTask(self.pump, _no_decision)
+        self._sessions: set[Session] = set()
+        self._ids = count(1)
+        self._connecting: deque[tuple[float, Session, Channel]] = deque()
+        self._lingering: deque[tuple[float, Session]] = deque()
+        self._next_sweep_s = 0.0
+        rules = [parse_rule(text) for text in config.couple]
+        # On a framed link production's answers come along; elsewhere what belongs together is inferred.
+        self._couplings = {
+            exact: Coupling(
+                Coupler(
+                    rules,
+                    auto=config.couple_auto,
+                    wait_s=config.couple_wait_s,
+                    policy=config.couple_policy,
+                    inferred=not exact,
+                ),
+                self.pump.later,
+            )
+            for exact in (True, False)
+            if rules or config.couple_auto
+        }
+        self._copy_task = PumpTask(_copy_outcome)
+        limits = MirrorConfig(upstreams=config.upstreams, connect_timeout_s=config.connect_timeout_s)
+        total = Budget(limits.total_memory_bytes)
+        self._copy_upstreams = [
+            TcpUpstream(upstream, limits, total, found, self._copy_task.pump)
+            for upstream, found in zip(config.upstreams[1:], addresses[1:], strict=True)
+        ]
+
+    @property
+    def tasks(self) -> list[Callable[[], Awaitable[None]]]:
+        """What has to run."""
+        return [self.task.run, self._copy_task.run] if self._copy_upstreams else [self.task.run]
+
+    # -- connections -----------------------------------------------------------------------------------------------
+
+    def take(self, sock: socket.socket, header: ProxyHeader, *, may_link: bool) -> None:
+        """A downstream connection begins. `may_link`: it may say who it is by a PROXY protocol header."""
+        self._sessions.add(Session(self, sock, header, may_link=may_link, framed=False))
+
+    def take_link(self, sock: socket.socket, header: ProxyHeader) -> None:
+        """A framed link, whose header has been read."""
+        self._sessions.add(Session(self, sock, header, may_link=False, framed=True))
+
+    def forget(self, session: Session) -> None:
+        """A session is over."""
+        self._sessions.discard(session)
+
+    # -- what sessions share ---------------------------------------------------------------------------------------
+
+    @property
+    def now_s(self) -> float:
+        """Monotonic, of this turn."""
+        return self.pump.now_s
+
+    def next_id(self) -> int:
+        """A number that was not used before."""
+        return next(self._ids)
+
+    def later(self, session: Session) -> None:
+        """Let a session go on at the end of this turn."""
+        self.pump.later(session.go_on)
+
+    def coupling_for(self, *, exact: bool) -> Coupling | None:
+        """What couples sessions with, or without, production's answers."""
+        return self._couplings.get(exact)
+
+    def announcement(self, header: ProxyHeader) -> bytes:
+        """What an upstream connection begins with; often nothing."""
+        version = self.config.proxy_protocol
+        return b"" if version is None else announcement(version, header)
+
+    def prefer_another(self) -> None:
+        """The first address has failed."""
+        self.addresses.append(self.addresses.pop(0))
+
+    def dialled(self, session: Session, channel: Channel) -> None:
+        """The upstream now has the connect time-out to accept."""
+        while self._connecting and not self._connecting[0][2].connecting:
+            self._connecting.popleft()
+        self._connecting.append((self.now_s + self.config.connect_timeout_s, session, channel))
+
+    def linger(self, session: Session) -> None:
+        """The client has a while to take the last word."""
+        self._lingering.append((self.now_s + LINGER_S, session))
+
+    def copies_of(self, session: Session) -> MirroredStream | None:
+        """What the other upstreams get of a connection that begins."""
+        if not self._copy_upstreams:
+            return None
+        name = "{}.{}".format(*(session.header.client or ("unknown", 0)))
+        return MirroredStream([StreamCopy(upstream, name) for upstream in self._copy_upstreams], midway=False)
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Apply the time-outs that are due."""
+        self.pump.look_at_clock()
+        now_s = self.now_s
+        while self._connecting and self._connecting[0][0] <= now_s:
+            _, session, channel = self._connecting.popleft()
+            session.connect_timed_out(channel)
+        while self._lingering and self._lingering[0][0] <= now_s:
+            self._lingering.popleft()[1].linger_over()
+        for coupling in self._couplings.values():
+            coupling.tick(now_s)
+        for upstream in self._copy_upstreams:
+            upstream.tick(trio.current_time())
+        if now_s >= self._next_sweep_s:
+            idle_s = self.config.idle_timeout_s
+            self._next_sweep_s = now_s + idle_s / SWEEPS_PER_IDLE_TIME
+            for session in [each for each in self._sessions if each.last_active_s <= now_s - idle_s]:
+                session.idle()
+        self.pump.run_later()
+
+    def stop(self) -> None:
+        """No more connections come: those between two exchanges may go."""
+        for session in list(self._sessions):
+            session.stop()
+
+    def abort(self) -> None:
+        """Cut what is still open."""
+        for session in list(self._sessions):
+            session.fail("drain")
+        for upstream in self._copy_upstreams:
+            upstream.abort("drain")
+
+    # -- snapshots -------------------------------------------------------------------------------------------------
+
+    def coupling(self) -> dict[str, Any] | None:
+        """The couplers' statistics together; None if nothing is coupled."""
+        if not self._couplings:
+            return None
+        parts = [dataclasses.asdict(coupling.coupler.statistics()) for coupling in self._couplings.values()]
+        total: dict[str, Any] = {
+            name: sum(part[name] for part in parts) for name in parts[0] if name not in _NOT_SUMMED
+        }
+        total["held_s_max"] = max(part["held_s_max"] for part in parts)
+        kinds = {kind for part in parts for kind in part["divergences"]}
+        total["divergences"] = {kind: sum(part["divergences"].get(kind, 0) for part in parts) for kind in sorted(kinds)}
+        return total
+
+    def copies(self) -> tuple[dict[str, Any], ...]:
+        """The accounts of the upstreams that get copies."""
+        return tuple(dataclasses.asdict(upstream.account()) for upstream in self._copy_upstreams)
+
+
+def _no_decision(channel: Channel, outcome: int) -> None:
+    raise AssertionError(f"{channel} reported {outcome}")
+
+
+def _copy_outcome(connection: Connection, outcome: int) -> None:
+    copy = connection.owner
+    assert isinstance(copy, StreamCopy)
+    copy.upstream.outcome(connection, outcome)

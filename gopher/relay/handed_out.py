@@ -1,0 +1,297 @@
+"""Where servers hand values out: responses in, values by structural place out.
+
+`ResponseReader` turns the rules into one look at each response. It never changes anything, never buffers, and looks at
+bodies only if a rule needs it: at most `MAX_BODY_BYTES` of them, gzip and deflate decoded within the same bound.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from dataclasses import dataclass, field
+from email.utils import mktime_tz, parsedate_tz
+from html.parser import HTMLParser
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_to_bytes
+
+from gopher.relay.aliases import MAX_VALUE_BYTES
+from gopher.relay.places import MAX_BODY_BYTES, bearer_offset, url_parameters, url_path
+from gopher.relay.rules import BODY_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from gopher.http.messages import ResponseHead
+    from gopher.relay.rules import Rule
+
+__all__ = ["NOTHING", "HandedOut", "ResponseReader", "parse_set_cookie"]
+
+# No server's clock is before this program was written, so an earlier `Expires` is past even where `Date` is missing.
+_EARLIEST_NOW_S: Final = 1_700_000_000
+
+_MAX_VALUES: Final = 64  # of one rule in one response: so that a careless regular expression is no memory leak
+_MAX_TAGS: Final = 256  # that are parsed in one page: 2 ms
+_SESSIONLESS_TYPES: Final = re.compile(rb"(?i)(?:image|video|audio|font)/")
+_URL_ATTRIBUTES: Final = frozenset({"href", "action", "src", "formaction"})
+# A comment; an element whose content is no markup; or a start tag and the text up to the next one. The parser of the
+# standard library reads 3 MB/s, this 30: so it gets only the tags that a rule's name stands in. A "<" within a tag's
+# attributes ends the piece: browsers and frameworks write it &lt; there.
+_PIECE: Final = re.compile(rb"(?is)<!--.*?(?:-->|\Z)|<(script|style|textarea|title)\b.*?(?:</\1|\Z)|<[a-z][^<]*")
+_CHARSET: Final = re.compile(rb"(?i)charset=[\"']?([\w-]+)")
+
+
+@dataclass(slots=True)
+class HandedOut:
+    """The values of one response. Without a repr: they are secrets."""
+
+    cookies: dict[bytes, bytes] = field(default_factory=dict, repr=False)
+    """By name, as they stand in Set-Cookie, without quotes; empty if the response deletes the cookie."""
+    values: dict[Rule, list[bytes]] = field(default_factory=dict, repr=False)
+    """By rule, decoded, each value once, in the order of the response."""
+    unread: bool = False
+    """A rule needed the body, and its coding or size did not allow it."""
+
+
+NOTHING: Final = HandedOut()
+"""Most responses hand out nothing: they share this one. Never changed."""
+
+
+class ResponseReader:
+    """The rules, ready to be applied to responses.
+
+    Args:
+        rules: what to look for.
+        auto: every cookie counts, not only those of rules.
+    """
+
+    def __init__(self, rules: Sequence[Rule], *, auto: bool) -> None:
+        self._cookie_names = frozenset(rule.name for rule in rules if rule.kind == "cookie")
+        self._every_cookie = auto
+        self._head_rules = tuple(rule for rule in rules if rule.kind in {"header", "location"})
+        # query: Location is one of the URLs of a response; regex: the head is looked at too.
+        self._url_rules = tuple(rule for rule in rules if rule.kind == "query")
+        self._patterns = tuple(rule for rule in rules if rule.kind == "regex")
+        self._body_rules = tuple(rule for rule in rules if rule.kind in BODY_KINDS)
+        self._cookies_only = not (self._head_rules or self._body_rules)
+
+    def needs_body(self, head: ResponseHead) -> bool:
+        """Whether `read` wants the body of this response."""
+        if not self._body_rules or head.status < 200:
+            return False
+        content_type = head.headers.get(b"content-type") or b""
+        if not self._patterns and _SESSIONLESS_TYPES.match(content_type):
+            return False
+        length = head.headers.get(b"content-length")
+        return length is None or not length.isdigit() or int(length) <= MAX_BODY_BYTES
+
+    def read(self, head: ResponseHead, content: bytes | None) -> HandedOut:
+        """What the response hands out; `NOTHING` if that is nothing."""
+        headers = head.headers
+        set_cookies = headers.get_all(b"set-cookie") if self._every_cookie or self._cookie_names else ()
+        if self._cookies_only and not set_cookies:
+            return NOTHING
+        found = HandedOut()
+        for line in set_cookies:
+            name, _, _ = line.partition(b"=")
+            if self._every_cookie or name.strip() in self._cookie_names:
+                name, value = parse_set_cookie(line, headers.get(b"date"))
+                if name and len(value) <= MAX_VALUE_BYTES:
+                    found.cookies[name] = value
+        if not self._cookies_only:
+            self._read_head(head, found)
+            if self._body_rules and content:
+                self._read_body(head, content, found)
+            elif self._body_rules and content is None and not self.needs_body(head):
+                found.unread = not _SESSIONLESS_TYPES.match(headers.get(b"content-type") or b"")
+        return found if found.cookies or found.values or found.unread else NOTHING
+
+    def _read_head(self, head: ResponseHead, found: HandedOut) -> None:
+        location = head.headers.get(b"location")
+        for rule in self._head_rules:
+            if rule.kind == "header":
+                _put(found, rule, (value[bearer_offset(value) :] for value in head.headers.get_all(rule.name)))
+            elif location is None:
+                continue
+            elif rule.template:
+                _put(found, rule, _template_value(rule.template, location))
+            else:
+                _put(found, rule, (value for name, value in url_parameters(location) if name == rule.name))
+        if location is not None:
+            for rule in self._url_rules:
+                _put(found, rule, (value for name, value in url_parameters(location) if name == rule.name))
+        for rule in self._patterns:
+            assert rule.pattern is not None
+            _put(found, rule, (match[1] or b"" for match in rule.pattern.finditer(head.to_bytes())))
+
+    def _read_body(self, head: ResponseHead, content: bytes, found: HandedOut) -> None:
+        body = _decoded(content, head.headers.get(b"content-encoding"))
+        if body is None:
+            found.unread = True
+            return
+        page_rules = []
+        document: Any = None
+        for rule in self._body_rules:
+            if rule.kind == "regex":
+                assert rule.pattern is not None
+                _put(found, rule, (match[1] or b"" for match in rule.pattern.finditer(body)))
+            elif rule.kind == "json":
+                document = _parsed(body) if document is None else document
+                _put(found, rule, _leaf(document, rule.pointer))
+            elif rule.name in body and b"<" in body:
+                page_rules.append(rule)
+        if page_rules:
+            _read_page(body, head.headers.get(b"content-type") or b"", page_rules, found)
+
+
+def parse_set_cookie(line: bytes, date: bytes | None) -> tuple[bytes, bytes]:
+    """Name and value of a Set-Cookie header, RFC 6265 section 5.2; the value is empty if the cookie is deleted.
+
+    Args:
+        line: the value of the header.
+        date: the Date header of the response: what "past" means for `Expires`.
+    """
+    pair, _, attributes = line.partition(b";")
+    name, equals, value = pair.partition(b"=")
+    if not equals:
+        return b"", b""
+    return name.strip(), b"" if attributes and _is_deleted(attributes, date) else unquoted(value.strip())
+
+
+def unquoted(value: bytes) -> bytes:
+    """A cookie's value without the quotes that RFC 6265 allows around it."""
+    return value[1:-1] if len(value) >= 2 and value[:1] == value[-1:] == b'"' else value
+
+
+def _is_deleted(attributes: bytes, date: bytes | None) -> bool:
+    attributes = attributes.lower()
+    if b"max-age" not in attributes and b"expires" not in attributes:
+        return False
+    expires = None
+    for attribute in attributes.split(b";"):
+        name, _, value = attribute.strip().partition(b"=")
+        if name == b"max-age" and re.fullmatch(rb"-?\d+", value):
+            return int(value) <= 0  # RFC 6265 section 5.3: Max-Age has precedence
+        if name == b"expires":
+            expires = _seconds(value)
+    if expires is None:
+        return False
+    now = _seconds(date) if date else None
+    return expires <= (_EARLIEST_NOW_S if now is None else now)
+
+
+def _seconds(date: bytes) -> float | None:
+    parsed = parsedate_tz(date.decode("latin-1"))
+    if parsed is None:
+        return None
+    try:
+        return mktime_tz(parsed)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _put(found: HandedOut, rule: Rule, values: Iterable[bytes]) -> None:
+    kept = found.values.get(rule, [])  # the head's values come before the body's of the same rule
+    for value in values:
+        if len(kept) >= _MAX_VALUES:
+            break
+        if 0 < len(value) <= MAX_VALUE_BYTES and value not in kept:
+            kept.append(value)
+    if kept:
+        found.values[rule] = kept
+
+
+def _template_value(template: tuple[bytes, ...], location: bytes) -> list[bytes]:
+    segments = [segment.partition(b";")[0] for segment in url_path(location).split(b"/")[1:]]
+    if len(segments) < len(template):
+        return []
+    value = b""
+    for wanted, segment in zip(template, segments, strict=False):
+        if wanted == b"{}":
+            value = unquote_to_bytes(segment)
+        elif wanted != segment:
+            return []
+    return [value]
+
+
+def _decoded(content: bytes, coding: bytes | None) -> bytes | None:
+    """The body without its Content-Encoding, cut at `MAX_BODY_BYTES`; None if it cannot be read."""
+    name = (coding or b"identity").strip().lower()
+    if name == b"identity":
+        return content[:MAX_BODY_BYTES]
+    if name not in {b"gzip", b"x-gzip", b"deflate"}:
+        return None
+    # RFC 9110 section 8.4.1.2 notes servers that send "deflate" without the zlib header, whose first byte says so.
+    headless = name == b"deflate" and content[:1] and content[0] & 0x0F != 8
+    try:
+        return zlib.decompressobj(-15 if headless else 47).decompress(content, MAX_BODY_BYTES)
+    except zlib.error:
+        return None
+
+
+def _parsed(body: bytes) -> Any:
+    if body.lstrip()[:1] not in (b"{", b"[", b'"'):
+        return False  # parsed, and no container: no pointer leads anywhere
+    try:
+        return json.loads(body, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _leaf(document: Any, pointer: tuple[str, ...]) -> list[bytes]:
+    """The string or number a pointer leads to, RFC 6901 section 4; numbers as they are written."""
+    node = document
+    for token in pointer:
+        if isinstance(node, dict) and token in node:
+            node = node[token]
+        elif isinstance(node, list) and re.fullmatch(r"0|[1-9]\d{0,8}", token) and int(token) < len(node):
+            node = node[int(token)]
+        else:
+            return []
+    return [node.encode(errors="surrogatepass")] if isinstance(node, str) else []
+
+
+def _read_page(body: bytes, content_type: bytes, rules: list[Rule], found: HandedOut) -> None:
+    page = _Page()
+    charset = _CHARSET.search(content_type)
+    pieces = (match[0] for match in _PIECE.finditer(body) if match[1] is None and not match[0].startswith(b"<!"))
+    relevant = (piece for piece in pieces if any(rule.name in piece for rule in rules))
+    for piece in islice(relevant, _MAX_TAGS):
+        page.feed(_text(piece, charset[1].decode() if charset else "utf-8"))
+        page.reset()
+    for rule in rules:
+        if rule.kind == "form":
+            _put(found, rule, page.fields.get(rule.name, ()))
+        else:
+            values = (value for url in page.urls for name, value in url_parameters(url) if name == rule.name)
+            _put(found, rule, values)
+
+
+def _text(piece: bytes, charset: str) -> str:
+    try:
+        return piece.decode(charset, errors="replace")
+    except LookupError:
+        return piece.decode("utf-8", errors="replace")
+
+
+class _Page(HTMLParser):
+    """Collects inputs and meta tags by name, and URLs, from start tags."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.fields: dict[bytes, list[bytes]] = {}
+        self.urls: list[bytes] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        name, value = None, None
+        if tag == "input" and (attributes.get("type") or "").lower() == "hidden":
+            name, value = attributes.get("name"), attributes.get("value")
+        elif tag == "meta":
+            name, value = attributes.get("name"), attributes.get("content")
+        if name and value:
+            self.fields.setdefault(name.encode(), []).append(value.encode())
+        for attribute, url in attrs:
+            if attribute in _URL_ATTRIBUTES and url:
+                self.urls.append(url.encode())

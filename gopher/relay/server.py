@@ -1,0 +1,276 @@
+"""Relay mode as a program: listens, hands each connection on, ends in order.
+
+Owns the nursery. The tasks are: accepting, the pumps, time-outs, signals, and one for each client that gets a last
+word. What is done with a connection is decided in `gopher.relay.transparent` (bytes) and `gopher.relay.framed`
+(messages).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import shutil
+import signal
+import socket
+import sys
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+import gopher
+from gopher.capture.tcp import Address, resolve
+from gopher.errors import ListenError
+from gopher.limits import raise_descriptor_limit
+from gopher.link import ProxyHeader
+from gopher.observe.relaying import RelayReport, relay_table, relay_to_json
+from gopher.observe.report import check_writable, write_text
+from gopher.relay import lastword
+from gopher.relay.framed import Framed
+from gopher.relay.tally import Tally
+from gopher.relay.transparent import Transparent
+
+if TYPE_CHECKING:
+    from gopher.config import RelayConfig
+
+__all__ = ["run_relay"]
+
+# Also how late a time-out may be.
+TICK_S: Final = 0.05
+BACKLOG: Final = 4096
+# The pause when there is no descriptor for one more connection: some will be closed meanwhile.
+PAUSE_S: Final = 0.1
+SPARE_DESCRIPTORS: Final = 256
+ACCEPTS_PER_TURN: Final = 256
+
+_NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_LISTEN_FAILURES: Final = {
+    errno.EADDRINUSE: "something else listens there already",
+    errno.EACCES: "not permitted",
+    errno.EADDRNOTAVAIL: "this machine does not have that address",
+}
+
+
+async def run_relay(config: RelayConfig) -> int:
+    """Relay until `duration_s` is over, or SIGTERM or SIGINT comes; then drain and report.
+
+    Prints the ready line and the final table to stderr.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        GopherError: something the user or the administrator has to mend.
+    """
+    if config.report_path is not None:
+        check_writable(config.report_path)
+    addresses = [await resolve(upstream) for upstream in config.upstreams]
+    raise_descriptor_limit(config.max_connections * (1 + len(config.upstreams)) + SPARE_DESCRIPTORS)
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(_listen(config.listen_host, port)) for port in config.ports]
+        return await _Run(config, addresses, listeners).run()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket. An empty `host` is every address, IPv4 and IPv6 as far as the machine has them."""
+    family = socket.AF_INET6 if ":" in host or (not host and socket.has_dualstack_ipv6()) else socket.AF_INET
+    try:
+        sock = socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=not host and family == socket.AF_INET6
+        )
+    except OSError as error:
+        where = f"port {port}" + (f" of {host}" if host else "")
+        reason = _LISTEN_FAILURES.get(error.errno or 0, error.strerror)
+        raise ListenError(f"cannot listen on {where}: {reason}", hint="give another one with -p or --listen") from error
+    sock.setblocking(False)
+    # What is accepted inherits it.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+class _Run:
+    def __init__(self, config: RelayConfig, addresses: list[list[Address]], listeners: list[socket.socket]) -> None:
+        self._config = config
+        self._addresses = addresses
+        self._listeners = listeners
+        self._tally = Tally()
+        self._ticked = trio.lowlevel.ParkingLot()
+        self._accept_scope = trio.CancelScope()
+        self._drain_scope = trio.CancelScope()
+        self._hurry = False
+        self._started = datetime.now(timezone.utc)
+        self._started_s = trio.current_time()
+        self._transparent: Transparent
+        self._framed: Framed
+
+    async def run(self) -> int:
+        config = self._config
+        async with trio.open_nursery() as nursery:
+            self._transparent = Transparent(config, self._addresses[0], self._tally, nursery, self._take_framed)
+            self._framed = Framed(config, self._addresses, self._tally, self._transparent.adopt)
+            await nursery.start(self._signals)
+            for task in (self._transparent.task.run, *self._framed.tasks):
+                nursery.start_soon(task)
+            nursery.start_soon(self._ticks)
+            self._say(self._ready_line())
+            await self._accept()
+            await self._drain()
+            nursery.cancel_scope.cancel()
+        self._report()
+        return 0
+
+    # -- accepting -------------------------------------------------------------------------------------------------
+
+    async def _accept(self) -> None:
+        if self._config.duration_s is not None:
+            self._accept_scope.deadline = trio.current_time() + self._config.duration_s
+        with self._accept_scope:
+            async with trio.open_nursery() as nursery:
+                for listener in self._listeners:
+                    nursery.start_soon(self._accept_from, listener)
+        for listener in self._listeners:
+            listener.close()
+
+    async def _accept_from(self, listener: socket.socket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            for _ in range(ACCEPTS_PER_TURN):
+                if self._tally.open >= self._config.max_connections:
+                    await trio.sleep(PAUSE_S)
+                    break
+                try:
+                    sock, peer = listener.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    # Anything else is about one connection, which is gone already (accept(2), "Error handling").
+                    if error.errno in _NO_DESCRIPTOR:
+                        await trio.sleep(PAUSE_S)
+                        break
+                    continue
+                sock.setblocking(False)
+                self._take(sock, peer)
+
+    def _take(self, sock: socket.socket, peer: tuple[str, int]) -> None:
+        self._tally.accept()
+        try:
+            server = sock.getsockname()
+        except OSError:
+            lastword.reset(sock)
+            self._tally.end("client_reset")
+            return
+        header = ProxyHeader(client=_plain(peer), server=_plain(server))
+        may_link = self._may_link(header)
+        if self._config.reads_messages:
+            self._framed.take(sock, header, may_link=may_link)
+        else:
+            self._transparent.take(sock, header, may_link=may_link)
+
+    def _take_framed(self, sock: socket.socket, header: ProxyHeader) -> None:
+        self._framed.take_link(sock, header)
+
+    def _may_link(self, header: ProxyHeader) -> bool:
+        networks = self._config.link_from
+        if not networks:
+            return True
+        assert header.client is not None
+        address = ipaddress.ip_address(header.client[0])
+        return any(address in network for network in networks)
+
+    # -- end -------------------------------------------------------------------------------------------------------
+
+    async def _ticks(self) -> None:
+        while True:
+            await trio.sleep(TICK_S)
+            self._transparent.tick()
+            self._framed.tick()
+            self._ticked.unpark_all()
+
+    async def _drain(self) -> None:
+        self._hurry = True
+        self._drain_scope.deadline = trio.current_time() + self._config.drain_s
+        self._framed.stop()
+        with self._drain_scope:
+            while self._tally.open:
+                await self._ticked.park()
+        self._transparent.abort()
+        self._framed.abort()
+
+    async def _signals(self, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as received:
+            task_status.started()
+            async for number in received:
+                if number == signal.SIGUSR1:
+                    self._print_table()
+                elif self._hurry:
+                    self._drain_scope.cancel()
+                else:
+                    self._hurry = True
+                    self._accept_scope.cancel()
+
+    # -- words -----------------------------------------------------------------------------------------------------
+
+    def _say(self, line: str) -> None:
+        if self._config.verbosity >= 0:
+            print(f"gopher: {line}", file=sys.stderr, flush=True)
+
+    def _where(self) -> str:
+        ports = self._config.ports
+        where = f"port{'s' if len(ports) > 1 else ''} {','.join(map(str, ports))}"
+        return f"{where} of {self._config.listen_host}" if self._config.listen_host else where
+
+    def _ready_line(self) -> str:
+        upstreams = len(self._config.upstreams)
+        return f"relaying on {self._where()}, to {upstreams} upstream{'' if upstreams == 1 else 's'}"
+
+    def _snapshot(self) -> RelayReport:
+        tally, (from_downstream, from_upstream) = self._tally, self._transparent.pump.received
+        reads_messages = self._config.reads_messages or tally.framed > 0
+        return RelayReport(
+            version=gopher.__version__,
+            listening=self._where(),
+            upstreams=tuple(upstream.name for upstream in self._config.upstreams),
+            started_at=self._started.isoformat(timespec="seconds"),
+            duration_s=round(trio.current_time() - self._started_s, 3),
+            connections={
+                "accepted": tally.accepted,
+                "open": tally.open,
+                "finished": tally.finished,
+                "failed": sum(tally.failed.values()),
+                "links": tally.links,
+                "framed": tally.framed,
+            },
+            failed=dict(tally.failed),
+            bytes={
+                "from_downstream": from_downstream + tally.from_downstream,
+                "from_upstream": from_upstream + tally.from_upstream,
+            },
+            answers=dict(tally.answers),
+            exchanges={
+                "requests": tally.requests,
+                "responses": tally.responses,
+                "dropped": tally.dropped,
+                "unanswered": tally.unanswered,
+            }
+            if reads_messages
+            else None,
+            coupling=self._framed.coupling(),
+            copies=self._framed.copies(),
+        )
+
+    def _print_table(self) -> None:
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(relay_table(self._snapshot(), width), file=sys.stderr, flush=True)
+
+    def _report(self) -> None:
+        if self._config.verbosity >= 0:
+            self._print_table()
+        if self._config.report_path is not None:
+            write_text(relay_to_json(self._snapshot()), self._config.report_path)
+
+
+def _plain(address: tuple[str, int]) -> tuple[str, int]:
+    """An IPv4 client of a socket that listens for both comes as ::ffff:192.0.2.1."""
+    host = address[0].partition("%")[0]
+    return host.removeprefix("::ffff:") if host.startswith("::ffff:") and "." in host else host, address[1]

@@ -1,0 +1,124 @@
+"""The real `gopher -r` in a process of its own, and a server that answers from a script."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tests.support.clients import receive_exactly
+from tests.support.command import GopherProcess, assert_clean
+from tests.support.netns import Namespace
+
+READY = re.compile(r"gopher: relaying on ports? [\d,]+( of \S+)?, to \d+ upstreams?$")
+DEADLINE_S = 20.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class RelayProcess(GopherProcess):
+    """A running relay. Entering waits for the ready line; leaving stops it and checks status, stderr and accounts.
+
+    Args:
+        upstreams: as after -u.
+        options: more of the command line.
+        port: to listen on; a free one if not given.
+        namespace: where it lives.
+    """
+
+    def __init__(
+        self, *upstreams: str, options: Sequence[str] = (), port: int | None = None, namespace: Namespace | None = None
+    ) -> None:
+        self.port = port or free_port()
+        arguments = [word for upstream in upstreams for word in ("-u", upstream)]
+        super().__init__("-r", "-p", str(self.port), *arguments, *options, namespace=namespace, ready=False)
+
+    def __enter__(self) -> RelayProcess:
+        super().__enter__()
+        try:
+            self.wait_stderr(READY.match)
+        except BaseException:
+            self._give_up()
+            raise
+        return self
+
+    def connect(self, host: str = "127.0.0.1") -> socket.socket:
+        """A client's connection."""
+        return socket.create_connection((host, self.port), timeout=DEADLINE_S)
+
+    def wait(self, *, status: int = 0, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
+        """Wait for the exit; assert the status, a clean stderr and accounts that add up; return the report."""
+        self._process.wait(timeout_s)
+        self._ended()
+        assert self.exit_status == status, f"exit status {self.exit_status}:\n{self.stderr}"
+        assert_clean(self.stderr)
+        counts = self.report["connections"]
+        assert counts["accepted"] == counts["finished"] + counts["failed"], self.report
+        assert counts["open"] == 0, self.report
+        assert counts["failed"] == sum(self.report["failed"].values()), self.report
+        return self.report
+
+
+def receive_until_end(sock: socket.socket) -> bytes:
+    """Everything up to the FIN. Raises: ConnectionResetError."""
+    received = bytearray()
+    while data := sock.recv(1 << 16):
+        received += data
+    return bytes(received)
+
+
+class ScriptedServer:
+    """A server that answers from a script, one connection at a time."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(DEADLINE_S)
+        self.address = self._listener.getsockname()
+        self.name = "{}:{}".format(*self.address)
+
+    def __enter__(self) -> ScriptedServer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._listener.close()
+
+    @contextmanager
+    def play(self, steps: Sequence[tuple[int, bytes]], *, closes: bool) -> Iterator[bytearray]:
+        """Serve the next connection while this lasts. Yields what was received: all of it when this is over.
+
+        Args:
+            steps: (how many bytes to wait for, what to answer) in order.
+            closes: close after the last answer; else read until the client ends.
+        """
+        received = bytearray()
+        failures: list[BaseException] = []
+
+        def serve() -> None:
+            try:
+                sock, _ = self._listener.accept()
+                with sock:
+                    sock.settimeout(DEADLINE_S)
+                    for length, answer in steps:
+                        received.extend(receive_exactly(sock, length))
+                        sock.sendall(answer)
+                    if not closes:
+                        received.extend(receive_until_end(sock))
+            except BaseException as failure:  # raised again by whoever waits
+                failures.append(failure)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield received
+        finally:
+            thread.join()
+        if failures:
+            raise failures[0]
