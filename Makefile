@@ -45,7 +45,8 @@ fuzz: .venv/installed
 	mkdir -p build/fuzz/corpus/$(TARGET)
 	cd build/fuzz && env LD_PRELOAD="$$(../../$(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so" \
 	    $(WATCHED):malloc_context_size=0:quarantine_size_mb=16 ../../$(BIN)/python -m tests.fuzz.fuzz $(TARGET) \
-	    corpus/$(TARGET) tests/fuzz/corpus/$(TARGET) -max_total_time=$(SECONDS) -timeout=20 -artifact_prefix=$(TARGET)-
+	    corpus/$(TARGET) tests/fuzz/corpus/$(TARGET) -max_total_time=$(SECONDS) -timeout=20 -max_len=1000 -len_control=0 \
+	    -artifact_prefix=$(TARGET)-
 
 # The tests with AddressSanitizer and UndefinedBehaviorSanitizer; their reports go to files, past what pytest captures.
 # Not end to end: what is preloaded here goes for every nginx and curl, too, and they hang with it.

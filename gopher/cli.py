@@ -543,10 +543,8 @@ def _upstream(text: str, captured_ports: tuple[int, ...]) -> UpstreamConfig:
             port = _port(match["port"])
         except argparse.ArgumentTypeError as error:
             raise _bad_upstream(text, str(error)) from error
-    elif len(captured_ports) == 1:
-        port = captured_ports[0]
     else:
-        raise _bad_upstream(text, "with several captured ports it must name its own: HOST:PORT")
+        port = captured_ports[0] if len(captured_ports) == 1 else 0
     return UpstreamConfig(name=text, scheme="relay" if scheme == "relay" else "tcp", host=host, port=port)
 
 

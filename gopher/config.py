@@ -43,7 +43,7 @@ class UpstreamConfig:
     host: str = ""
     """Host name or address, without brackets. Empty for `dir`."""
     port: int = 0
-    """1 to 65535. Zero for `dir`."""
+    """1 to 65535, or 0: the captured port that the client went to. Zero for `dir`."""
     path: str = ""
     """Directory for `dir`; empty otherwise."""
 
@@ -67,7 +67,7 @@ class SourceConfig:
     decap: bool = False
     """Look into VXLAN, GRE and IP-in-IP for the TCP packets."""
     ring_bytes: int = 64 * MIB
-    """Kernel ring. 64 MiB held half a second of 20,000 packets/s at wake-ups every 10 ms without a loss; 2 MiB did not."""
+    """Kernel ring. 64 MiB held half a second of 20,000 packets/s without a loss at a wake-up every 10 ms, 2 MiB not."""
     snaplen_bytes: int = 262_144
     """Loopback frames reach 65,549 bytes; BIG TCP goes beyond 64 KiB."""
     wakeup_ms: int = 8

@@ -101,7 +101,7 @@ class LinkCopy(StreamCopy):
     __slots__ = ("flow",)
 
     def __init__(self, upstream: RelayUpstream, flow: Flow, name: str, given_up: str | None) -> None:
-        super().__init__(upstream, name, given_up)
+        super().__init__(upstream, name, given_up, flow.server[1])
         self.flow = flow
 
 

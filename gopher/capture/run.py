@@ -62,7 +62,13 @@ async def run_capture(config: CaptureConfig) -> int:
     if config.report_path is not None:
         check_writable(config.report_path)
     addresses = [[] if upstream.scheme == "dir" else await resolve(upstream) for upstream in config.mirror.upstreams]
-    flat = [address for found in addresses for address in found]
+    # An upstream without a port of its own is dialled at the one its client went to.
+    flat = [
+        address.at(port)
+        for upstream, found in zip(config.mirror.upstreams, addresses, strict=True)
+        for address in found
+        for port in ([upstream.port] if upstream.port else config.source.ports)
+    ]
     if config.source.read_path is None:
         _refuse_self(config, flat)
     _raise_descriptor_limit(config.mirror.max_connections * len(config.mirror.upstreams) + SPARE_DESCRIPTORS)

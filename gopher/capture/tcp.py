@@ -41,12 +41,13 @@ _ERRNO_REASONS: Final = {
 class Address:
     """Where to connect: what connect(2) wants, and what people and packet filters want."""
 
-    __slots__ = ("family", "host", "port", "sockaddr")
+    __slots__ = ("_scope_id", "family", "host", "port", "sockaddr")
 
     def __init__(self, family: int, host: str, port: int, scope_id: int = 0) -> None:
         self.family = family
         self.host = host
         self.port = port
+        self._scope_id = scope_id
         packed = socket.inet_pton(family, host)
         if family == socket.AF_INET:
             self.sockaddr = struct.pack("=H", family) + struct.pack("!H4s8x", port, packed)
@@ -54,6 +55,10 @@ class Address:
             self.sockaddr = (
                 struct.pack("=H", family) + struct.pack("!HI16s", port, 0, packed) + struct.pack("=I", scope_id)
             )
+
+    def at(self, port: int) -> Address:
+        """The same host, with this port."""
+        return self if port == self.port else Address(self.family, self.host, port, self._scope_id)
 
 
 async def resolve(config: UpstreamConfig) -> list[Address]:
@@ -177,11 +182,13 @@ class TcpUpstream(Upstream):
 
     def _dial(self, connection: Connection, now_s: float) -> int:
         """Dial addresses in turn until one does not fail at once. Returns 0 or a negative errno."""
+        copy = connection.owner
+        assert isinstance(copy, StreamCopy)
         failure = 0
         while connection.attempts_left > 0:
             connection.attempts_left -= 1
             self.dials += 1
-            address = self.addresses[self._preferred]
+            address = self.addresses[self._preferred].at(self.config.port or copy.port)
             failure = connection.dial(address.family, address.sockaddr)
             if failure == 0:
                 while self._connecting and not self._connecting[0][1].connecting:

@@ -64,11 +64,13 @@ class Outlet(Protocol):
 class StreamCopy:
     """What one upstream gets of one captured stream."""
 
-    __slots__ = ("_ended", "_given_up", "_parts", "_reason", "_shed_first", "connection", "name", "upstream")
+    __slots__ = ("_ended", "_given_up", "_parts", "_reason", "_shed_first", "connection", "name", "port", "upstream")
 
-    def __init__(self, upstream: Upstream, name: str, given_up: str | None = None) -> None:
+    def __init__(self, upstream: Upstream, name: str, given_up: str | None = None, port: int = 0) -> None:
         self.upstream = upstream
         self.name = name
+        self.port = port
+        """The server's, where an upstream has no port of its own."""
         self.connection: Outlet | None = None
         self._reason: str | None = given_up
         """Why bytes are being shed until the next request; None before the first connection."""
@@ -251,7 +253,7 @@ class Upstream(ABC):
 
     def copy(self, flow: Flow, name: str, given_up: str | None) -> StreamCopy:
         """What this upstream gets of a flow that begins; see `StreamCopy`."""
-        return StreamCopy(self, name, given_up)
+        return StreamCopy(self, name, given_up, flow.server[1])
 
     @abstractmethod
     def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:

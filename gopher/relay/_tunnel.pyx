@@ -371,18 +371,23 @@ cdef class Tunnel:
         self._unregister(_DOWNSTREAM)
         self._unregister(_UPSTREAM)
 
-    def release_downstream(self):
-        """Give back the downstream descriptor, for a last word to the client, and close the upstream's."""
-        cdef int fd = self._sides[_DOWNSTREAM].fd
+    def release(self):
+        """Give back both descriptors: (downstream, upstream). What waits is lost."""
+        cdef int downstream = self._sides[_DOWNSTREAM].fd
+        cdef int upstream = self._sides[_UPSTREAM].fd
         self._look_no_more()
-        self._unregister(_DOWNSTREAM)
-        self._sides[_DOWNSTREAM].fd = -1
-        if self._sides[_UPSTREAM].fd >= 0:
-            close(self._sides[_UPSTREAM].fd)
-            self._sides[_UPSTREAM].fd = -1
+        self.rest()
+        self._sides[_DOWNSTREAM].fd = self._sides[_UPSTREAM].fd = -1
         self._pump.open -= 1
         Py_DECREF(self)
-        return fd
+        return downstream, upstream
+
+    def release_downstream(self):
+        """Give back the downstream descriptor, for a last word to the client, and close the upstream's."""
+        downstream, upstream = self.release()
+        if upstream >= 0:
+            close(upstream)
+        return downstream
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 

@@ -151,11 +151,11 @@ class Framed:
 
     def take(self, sock: socket.socket, header: ProxyHeader, *, may_link: bool) -> None:
         """A downstream connection begins. `may_link`: it may say who it is by a PROXY protocol header."""
-        self._sessions.add(Session(self, sock, header, may_link=may_link, framed=False))
+        self._sessions.add(Session(self, sock, header, may_link=may_link))
 
-    def take_link(self, sock: socket.socket, header: ProxyHeader) -> None:
-        """A framed link, whose header has been read."""
-        self._sessions.add(Session(self, sock, header, may_link=False, framed=True))
+    def take_link(self, sock: socket.socket, upstream: socket.socket, header: ProxyHeader) -> None:
+        """A framed link, whose header has been read, and an upstream connection for it."""
+        self._sessions.add(Session(self, sock, header, may_link=False, upstream=upstream))
 
     def forget(self, session: Session) -> None:
         """A session is over."""

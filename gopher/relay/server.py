@@ -107,7 +107,7 @@ class _Run:
     async def run(self) -> int:
         config = self._config
         async with trio.open_nursery() as nursery:
-            self._transparent = Transparent(config, self._addresses[0], self._tally, nursery, self._take_framed)
+            self._transparent = Transparent(config, self._addresses[0], self._tally, nursery, self._take_link)
             self._framed = Framed(config, self._addresses, self._tally, self._transparent.adopt)
             await nursery.start(self._signals)
             for task in (self._transparent.task.run, *self._framed.tasks):
@@ -167,8 +167,8 @@ class _Run:
         else:
             self._transparent.take(sock, header, may_link=may_link)
 
-    def _take_framed(self, sock: socket.socket, header: ProxyHeader) -> None:
-        self._framed.take_link(sock, header)
+    def _take_link(self, downstream: socket.socket, upstream: socket.socket, header: ProxyHeader) -> None:
+        self._framed.take_link(downstream, upstream, header)
 
     def _may_link(self, header: ProxyHeader) -> bool:
         networks = self._config.link_from

@@ -10,7 +10,6 @@ Bytes that no setting changes pass as they came.
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import time
 from collections import deque
@@ -33,7 +32,9 @@ from gopher.link import RecordDecoder, RecordType, begins_with_header, decode_he
 from gopher.relay import lastword
 from gopher.relay.channel import Channel
 from gopher.relay.coupling import Drop, Rewritten, Unchanged, Wait
+from gopher.relay.pending import Pending, Phase
 from gopher.relay.places import MAX_BODY_BYTES
+from gopher.relay.production import ProductionAnswers
 
 if TYPE_CHECKING:
     import socket
@@ -55,53 +56,6 @@ HEAD_BYTES: Final = 1024
 """What a waiting head counts for."""
 
 
-class Phase(enum.Enum):
-    """Of the exchange whose request is next to be sent, or was sent last."""
-
-    COLLECTING = 1
-    """A rule needs the whole body."""
-    WAITING = 2
-    """For the shadow to hand something out to another exchange."""
-    SENDING = 3
-    SENT = 4
-    SKIPPING = 5
-    """The rest of the request goes nowhere."""
-
-
-class Pending:
-    """A request that has been read, up to the end of its answers."""
-
-    __slots__ = (
-        "answer", "answer_contents", "answered", "contents", "has_body", "head", "id", "keep", "phase", "pieces",
-        "produced", "produced_contents", "produced_left", "size", "whole",
-    )  # fmt: skip
-
-    def __init__(self, number: int, head: RequestHead, *, has_body: bool) -> None:
-        self.id = number
-        self.head = head
-        self.has_body = has_body
-        self.phase = Phase.SENDING
-        self.whole = False
-        """Whether its end has been reached."""
-        self.pieces: list[bytes] = []
-        """Of the request's body, as they came, while it is being collected."""
-        self.contents: list[bytes] = []
-        self.size = 0
-        """Of what is kept of the request's body, then of the answer's."""
-        self.answer: ResponseHead | None = None
-        """The head of the final answer."""
-        self.answer_contents: list[bytes] | None = None
-        """The answer's body, if a rule looks at it."""
-        self.answered = False
-        self.keep = True
-        """Whether the upstream connection outlives the answer."""
-        self.produced: ResponseHead | None = None
-        """The head of production's answer."""
-        self.produced_contents: list[bytes] | None = None
-        self.produced_left = 0
-        """Bytes of the body of production's answer that have not come, if its length is known."""
-
-
 class Session:
     """One downstream connection.
 
@@ -110,23 +64,32 @@ class Session:
         sock: connected, non-blocking.
         header: who the client is, as far as is known.
         may_link: whether the downstream may send a PROXY protocol header.
-        framed: whether records come; their PROXY header has been read.
+        upstream: of a framed link, whose PROXY header has been read: an upstream connection that is there.
     """
 
-    def __init__(self, relay: Framed, sock: socket.socket, header: ProxyHeader, *, may_link: bool, framed: bool) -> None:
+    def __init__(
+        self,
+        relay: Framed,
+        sock: socket.socket,
+        header: ProxyHeader,
+        *,
+        may_link: bool,
+        upstream: socket.socket | None = None,
+    ) -> None:
         self._relay = relay
         self._config = relay.config
         self._tally = relay.tally
+        self._pump = relay.pump
         self.header = header
         self.last_active_s = time.monotonic()
-        self._downstream = Channel(relay.pump, sock, self._downstream_readable, self._downstream_drained)
+        self._downstream = Channel(self._pump, sock, self._downstream_readable, self._downstream_drained)
         self._downstream_ended = False
         self._requests_over = False
         """Whether the client has sent its last byte."""
         self._may_link = may_link
-        self._sniffed: bytes | None = None if framed else b""
+        self._sniffed: bytes | None = b"" if upstream is None else None
         """What may be a PROXY header; None: no more."""
-        self._records = RecordDecoder() if framed else None
+        self._records = RecordDecoder() if upstream is not None else None
         self._requests = MessageParser("request", limits=LIMITS)
         self._refused: RemoteProtocolError | None = None
         """What ends the client's messages; those before it are served first."""
@@ -151,16 +114,16 @@ class Session:
         self._coupling: Coupling | None
         self._client: str
         self._connection_id: object
-        self._production: MessageParser | None = None
-        self._produced: deque[Pending] = deque()
-        """Requests that production has not answered yet."""
-        self._aligned = True
-        """Whether production's next answer is known to begin with its next byte."""
+        self._production: ProductionAnswers | None = None
         self._copies: MirroredStream | None = None
         self._failure = ""
         self._closing = False
         self._closed = False
         self._identify()
+        if upstream is not None:
+            self._upstream = Channel(relay.pump, upstream, self._upstream_readable, self._upstream_drained)
+            self._begin_upstream()
+            self._upstream.send(relay.announcement(header))
 
     def _identify(self) -> None:
         header = self.header
@@ -169,8 +132,11 @@ class Session:
         self._coupling = self._relay.coupling_for(exact=self._records is not None)
         if self._records is not None:
             self._tally.framed += 1
-            self._production = MessageParser("response", limits=LIMITS)
-            self._aligned = header.link is None or not header.link.joined
+            if self._coupling is not None:
+                aligned = header.link is None or not header.link.joined
+                self._production = ProductionAnswers(
+                    self._coupling.coupler, self._client, self._connection_id, aligned=aligned
+                )
 
     # -- downstream ------------------------------------------------------------------------------------------------
 
@@ -182,7 +148,7 @@ class Session:
             return
         if data is None:
             return
-        self.last_active_s = self._relay.now_s
+        self.last_active_s = self._pump.now_s
         if not data:
             self._end_of_downstream()
             return
@@ -276,17 +242,16 @@ class Session:
 
     def _queue(self, events: list[MessageEvent]) -> None:
         for event in events:
-            if isinstance(event, HeadReceived):
+            if type(event) is HeadReceived:
                 assert isinstance(event.head, RequestHead)
                 pending = Pending(self._relay.next_id(), event.head, has_body=event.body != "none")
                 self._events.append(pending)
                 self._events_bytes += HEAD_BYTES
                 if self._production is not None:
-                    self._production.expect(event.head.method, upgrade=event.head.upgrade)
-                    self._produced.append(pending)
+                    self._production.expect(pending)
             else:
                 self._events.append(event)
-                if isinstance(event, BodyReceived):
+                if type(event) is BodyReceived:
                     self._events_bytes += len(event.wire)
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -301,13 +266,13 @@ class Session:
             if self._upstream is not None and self._upstream.queued > QUEUE_BYTES:
                 break
             event = events.popleft()
-            if isinstance(event, Pending):
+            if type(event) is Pending:
                 self._events_bytes -= HEAD_BYTES
                 self._begin(event)
-            elif isinstance(event, BodyReceived):
+            elif type(event) is BodyReceived:
                 self._events_bytes -= len(event.wire)
                 self._pass_body(event)
-            elif isinstance(event, MessageEnded):
+            elif type(event) is MessageEnded:
                 self._end_request()
             else:
                 assert isinstance(event, Switched)
@@ -317,10 +282,10 @@ class Session:
         self._flush()
         if self._closed:
             return
+        if self._refused is not None and not (events or self._closing or self._raw or self._is_due(self._current)):
+            self._refuse(self._refused)
+            return
         if not events and self._current is None and not self._closing:
-            if self._refused is not None:
-                self._refuse(self._refused)
-                return
             if self._downstream_ended:
                 self._close(hard=False)
                 return
@@ -338,6 +303,11 @@ class Session:
                 wanted = self._events_bytes <= LINK_QUEUE_BYTES
             self._downstream.read(wanted or self._closing)
 
+    @staticmethod
+    def _is_due(pending: Pending | None) -> bool:
+        """Whether a request is complete, and its answer is to come."""
+        return pending is not None and pending.phase in (Phase.WAITING, Phase.SENT)
+
     def _begin(self, pending: Pending) -> None:
         self._current = pending
         self._spoken = False
@@ -348,6 +318,7 @@ class Session:
         coupling = self._coupling
         if coupling is not None and pending.has_body and coupling.coupler.needs_request_body(pending.head):
             pending.phase = Phase.COLLECTING
+            pending.pieces, pending.contents = [], []
             if self._records is None and b"expect" in pending.head.headers:
                 # The client sends the body when it is told to, and the upstream cannot tell it before it gets the head.
                 self._downstream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -361,11 +332,13 @@ class Session:
         if current.phase is Phase.SENDING:
             self._out.append(event.wire)
         elif current.phase is Phase.COLLECTING:
+            assert current.pieces is not None
+            assert current.contents is not None
             current.pieces.append(event.wire)
             current.contents.append(event.content)
             current.size += len(event.wire)
             if current.size > MAX_BODY_BYTES:
-                current.contents.clear()
+                current.contents = None
                 self._couple(current, None)
 
     def _end_request(self) -> None:
@@ -373,6 +346,7 @@ class Session:
         assert current is not None
         current.whole = True
         if current.phase is Phase.COLLECTING:
+            assert current.contents is not None
             self._couple(current, b"".join(current.contents))
         elif current.phase is Phase.SENDING:
             current.phase = Phase.SENT
@@ -387,7 +361,7 @@ class Session:
             self._dispatch(pending, None)
             return
         result = coupling.coupler.request(
-            pending.id, self._client, self._connection_id, pending.head, content, self._relay.now_s
+            pending.id, self._client, self._connection_id, pending.head, content, self._pump.now_s
         )
         if isinstance(result, Wait):
             pending.phase = Phase.WAITING
@@ -400,7 +374,7 @@ class Session:
         pending, coupling = self._current, self._coupling
         if pending is None or pending.phase is not Phase.WAITING or coupling is None:
             return
-        self._dispatch(pending, coupling.coupler.proceed(ticket, self._relay.now_s))
+        self._dispatch(pending, coupling.coupler.proceed(ticket, self._pump.now_s))
         self._go_on()
 
     def _dispatch(self, pending: Pending, result: Rewritten | Unchanged | Drop | None) -> None:
@@ -415,8 +389,7 @@ class Session:
         if isinstance(result, Rewritten):
             head, content = result.head, result.content
         self._edit(head)
-        pieces, pending.pieces = pending.pieces, []
-        pending.contents.clear()
+        pieces, pending.pieces, pending.contents = pending.pieces, None, None
         pending.phase = Phase.SENT if pending.whole else Phase.SENDING
         if not self._open_upstream():
             return
@@ -425,7 +398,8 @@ class Session:
             self._out.append(with_body(head, content))
         else:
             self._out.append(head.to_bytes())
-            self._out += pieces
+            if pieces is not None:
+                self._out += pieces
 
     def _edit(self, head: RequestHead) -> None:
         config = self._config
@@ -458,7 +432,8 @@ class Session:
                 self._events_bytes -= len(last.wire)
             if isinstance(last, Pending):
                 self._events_bytes -= HEAD_BYTES
-                self._forget_production(last)
+                if self._production is not None:
+                    self._production.forget(last)
                 return
         current = self._current
         if current is None or current.phase is Phase.SENT:
@@ -477,11 +452,14 @@ class Session:
     def _open_upstream(self) -> bool:
         """Whether there is an upstream connection now, perhaps one that is still being made."""
         if self._upstream is None:
-            self._responses = MessageParser("response", limits=LIMITS)
-            self._interim = False
+            self._begin_upstream()
             self._addresses_left = len(self._relay.addresses)
             self._dial(self._relay.announcement(self.header))
         return self._upstream is not None
+
+    def _begin_upstream(self) -> None:
+        self._responses = MessageParser("response", limits=LIMITS)
+        self._interim = False
 
     def _dial(self, waiting: bytes) -> None:
         """Dial addresses in turn until one does not fail at once. `waiting`: what to send first."""
@@ -537,7 +515,7 @@ class Session:
             return
         if data is None:
             return
-        self.last_active_s = self._relay.now_s
+        self.last_active_s = self._pump.now_s
         self._tally.from_upstream += len(data)
         if self._raw:
             if not data:
@@ -580,11 +558,11 @@ class Session:
         ended = False
         switched: bytes | None = None
         for event in events:
-            if isinstance(event, BodyReceived):
+            if type(event) is BodyReceived:
                 out.append(event.wire)
                 if current is not None and current.answer_contents is not None:
                     self._keep(current, event.content)
-            elif isinstance(event, HeadReceived):
+            elif type(event) is HeadReceived:
                 head = event.head
                 assert isinstance(head, ResponseHead)
                 assert current is not None
@@ -595,7 +573,7 @@ class Session:
                 else:
                     self._begin_answer(current, head, event)
                 out.append(head.to_bytes())
-            elif isinstance(event, MessageEnded):
+            elif type(event) is MessageEnded:
                 if self._interim:
                     self._interim = False
                 else:
@@ -612,7 +590,8 @@ class Session:
             self._switch(switched)
         elif ended and current is not None:
             self._end_answer(current)
-            if not self._closed:
+            # Most clients wait for the answer before they ask again.
+            if not self._closed and (self._events or self._requests_over or self._refused or self._requests.paused):
                 self._go_on()
 
     def _begin_answer(self, current: Pending, head: ResponseHead, event: HeadReceived) -> None:
@@ -636,20 +615,23 @@ class Session:
     def _keep(current: Pending, content: bytes) -> None:
         assert current.answer_contents is not None
         current.answer_contents.append(content)
-        current.size += len(content)
+        current.answer_bytes += len(content)
+        if current.answer_bytes > MAX_BODY_BYTES:
+            current.answer_contents = None
 
     def _end_answer(self, current: Pending) -> None:
         current.answered = True
         self._tally.responses += 1
         coupling = self._coupling
         if coupling is not None and current.answer is not None:
-            content = b"" if current.answer_contents is None else b"".join(current.answer_contents)
+            contents, current.answer_contents = current.answer_contents, None
+            content = None if contents is None else b"".join(contents)
             released = coupling.coupler.shadow_response(
-                current.id, self._client, self._connection_id, current.answer, content, self._relay.now_s
+                current.id, self._client, self._connection_id, current.answer, content, self._pump.now_s
             )
             if released:
                 coupling.release(released)
-            if self._records is not None and self._production is None:
+            if self._production is not None and self._production.lost:
                 self._abandon(current)
         if current.phase is Phase.SENT:
             self._end_exchange(current)
@@ -719,7 +701,8 @@ class Session:
         if self._records is not None:
             self._raw = True
             self._current = None
-            self._production = None
+            if self._production is not None:
+                self._release(self._production.lose())
             if from_client and self._upstream is not None:
                 self._upstream.send(from_client)
         else:
@@ -758,20 +741,18 @@ class Session:
             self._tally.from_downstream += len(record.data)
             self._take(record.data)
         elif record.type is RecordType.RESPONSE:
-            self._take_production(record.data)
+            if self._production is not None:
+                self._release(self._production.feed(record.data, self._pump.now_s))
         elif record.type is RecordType.GAP:
             if record.direction == CLIENT_TO_SERVER:
                 self._client_gap(record.length)
-            else:
-                self._production_gap(record.length)
+            elif self._production is not None:
+                self._release(self._production.gap(record.length, self._pump.now_s))
         elif record.type is RecordType.FIN:
             if record.direction == CLIENT_TO_SERVER:
                 self._end_of_requests()
-            elif self._production is not None and self._aligned:
-                try:
-                    self._read_production(self._production.end())
-                except RemoteProtocolError:
-                    self._lose_production()
+            elif self._production is not None:
+                self._release(self._production.end(self._pump.now_s))
         else:
             self._drop_upstream(hard=True)
             current, self._current = self._current, None
@@ -792,94 +773,18 @@ class Session:
             self._cut_request("gap")
         self._requests = MessageParser("request", limits=LIMITS)
         self._stale = True
-        self._restart_production()
-
-    def _take_production(self, data: bytes) -> None:
-        if self._production is None:
-            return
-        if not self._aligned:
-            # An answer to a request that is not on the link may come first, or its end.
-            if not data.startswith(b"HTTP/1."):
-                return
-            self._aligned = True
-        try:
-            self._read_production(self._production.feed(data))
-        except RemoteProtocolError:
-            self._lose_production()
-
-    def _read_production(self, events: Iterable[MessageEvent]) -> None:
-        coupling = self._coupling
-        for event in events:
-            if isinstance(event, HeadReceived):
-                head = event.head
-                assert isinstance(head, ResponseHead)
-                if head.status < 200 or not self._produced:
-                    continue
-                pending = self._produced[0]
-                pending.produced = head
-                pending.produced_left = event.length or 0
-                if coupling is not None and coupling.coupler.needs_response_body(head):
-                    pending.produced_contents = []
-            elif isinstance(event, BodyReceived):
-                pending = self._produced[0]
-                pending.produced_left -= len(event.content)
-                if pending.produced_contents is not None:
-                    pending.produced_contents.append(event.content)
-            elif isinstance(event, MessageEnded):
-                if self._produced and self._produced[0].produced is not None:
-                    self._produced_answer(self._produced.popleft())
-            else:
-                self._production = None
-                return
-
-    def _produced_answer(self, pending: Pending) -> None:
-        if self._coupling is None:
-            return
-        assert pending.produced is not None
-        content = b"" if pending.produced_contents is None else b"".join(pending.produced_contents)
-        released = self._coupling.coupler.production_response(
-            pending.id, self._client, self._connection_id, pending.produced, content, self._relay.now_s
-        )
-        if released:
-            self._coupling.release(released)
-
-    def _production_gap(self, length: int) -> None:
-        """A hole in a body whose length is known, and which no rule reads, changes nothing."""
-        if self._production is None or not self._aligned:
-            return
-        pending = self._produced[0] if self._produced else None
-        if pending is None or pending.produced_contents is not None or pending.produced_left < length:
-            self._lose_production()
-            return
-        while length and self._production is not None:
-            step = min(length, QUEUE_BYTES)
-            self._take_production(bytes(step))
-            length -= step
-
-    def _lose_production(self) -> None:
-        """Which of production's answers belongs to which request is not known any more on this link."""
-        self._production = None
-        for pending in self._produced:
-            self._abandon(pending)
-        self._produced.clear()
-
-    def _restart_production(self) -> None:
-        if self._records is not None and not self._raw:
-            self._lose_production()
-            self._production = MessageParser("response", limits=LIMITS)
-            self._aligned = False
-
-    def _forget_production(self, pending: Pending) -> None:
-        if pending in self._produced:
-            self._produced.remove(pending)
+        if self._production is not None:
+            self._release(self._production.restart())
 
     # -- end -------------------------------------------------------------------------------------------------------
 
     def _abandon(self, pending: Pending) -> None:
         if self._coupling is not None:
-            released = self._coupling.coupler.abandoned(pending.id)
-            if released:
-                self._coupling.release(released)
+            self._release(self._coupling.coupler.abandoned(pending.id))
+
+    def _release(self, tickets: list[int]) -> None:
+        if tickets and self._coupling is not None:
+            self._coupling.release(tickets)
 
     def _cancel_wait(self, pending: Pending) -> None:
         if pending.phase is Phase.WAITING and self._coupling is not None:
@@ -890,13 +795,21 @@ class Session:
 
     def _refuse(self, refused: RemoteProtocolError) -> None:
         self._note("bad_request")
+        current, self._current = self._current, None
+        if current is not None:
+            # Its head was good.
+            self._tally.unanswered += 1
+            self._abandon(current)
+            self._drop_upstream(hard=True)
         if self._records is not None:
             # Production may have made sense of it; the rest of this link is not read.
             self._drop_upstream(hard=True)
             self._raw = True
             self._relay.later(self)
-            return
-        self._answer(refused.status, str(refused))
+        elif current is not None and self._spoken:
+            self._close(hard=True)
+        else:
+            self._answer(refused.status, str(refused))
 
     def _answer(self, status: int, reason: str) -> None:
         """The relay's own answer, and the end."""
@@ -963,9 +876,8 @@ class Session:
             if isinstance(event, Pending):
                 self._abandon(event)
         self._events.clear()
-        for pending in self._produced:
-            self._abandon(pending)
-        self._produced.clear()
+        if self._production is not None:
+            self._release(self._production.lose())
         self._drop_upstream(hard=hard)
         self._downstream.close(hard=hard)
         self._end_copies(reset=hard)
@@ -984,8 +896,8 @@ class Session:
 
 def _keeps_alive(head: ResponseHead) -> bool:
     """RFC 9112 section 9.3."""
-    options = head.headers.get(b"connection")
-    if options is None:
+    options = head.headers.get_all(b"connection")
+    if not options:
         return head.version == b"1.1"
-    tokens = [token.strip().lower() for value in head.headers.get_all(b"connection") for token in value.split(b",")]
+    tokens = {token.strip() for token in b",".join(options).lower().split(b",")}
     return b"close" not in tokens and (head.version == b"1.1" or b"keep-alive" in tokens)

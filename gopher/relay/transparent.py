@@ -60,8 +60,8 @@ class Transparent:
         addresses: of the first upstream, tried in turn.
         tally: what to count in.
         nursery: for the few connections that end with words.
-        take_framed: called with (socket, header) for a framed link, which is not for a tunnel; the PROXY header has
-            been read.
+        take_link: called with (downstream, upstream, header) for a framed link, which is not for a tunnel; its PROXY
+            header has been read.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Transparent:
         addresses: list[Address],
         tally: Tally,
         nursery: trio.Nursery,
-        take_framed: Callable[[socket.socket, ProxyHeader], None],
+        take_link: Callable[[socket.socket, socket.socket, ProxyHeader], None],
     ) -> None:
         self._config = config
         self._upstream = config.upstreams[0]
         self._addresses = addresses
         self._tally = tally
         self._nursery = nursery
-        self._take_framed = take_framed
+        self._take_link = take_link
         self.pump = TunnelPump()
         self.task = ServingTask(self.pump, self._decide)
         self._tunnels: set[Tunnel] = set()
@@ -167,8 +167,9 @@ class Transparent:
         self._tally.links += 1
         tunnel.skip(length)
         if header.link is not None and header.link.framed:
-            self._tally.framed += 1
-            self._take_framed(self._release(tunnel), header)
+            self._tunnels.discard(tunnel)
+            downstream, upstream = tunnel.release()
+            self._take_link(socket.socket(fileno=downstream), socket.socket(fileno=upstream), header)
         elif header.client is not None:
             client.header = header
 

@@ -255,6 +255,26 @@ def test_several_ports_go_to_one_upstream(host, ports):
     assert_all_delivered(gopher.report)
 
 
+def test_several_ports_go_to_the_same_ports_of_an_upstream_without_one(host):
+    with ExitStack() as stack:
+        productions, shadows = (
+            [stack.enter_context(RecordingSink((address, port), namespace=host)) for port in (80, 8080)]
+            for address in ("127.0.0.1", "127.0.0.2")
+        )
+        gopher = stack.enter_context(
+            GopherProcess("-c", "-p", "80,8080", "-i", "lo", "-u", "127.0.0.2", namespace=host)
+        )
+        for sink in productions:
+            with host.connect((sink.host, sink.port)) as client:
+                exchange(client, get(sink.port))
+        for shadow in shadows:
+            shadow.wait_ended(1)
+            assert shadow.streams == [get(shadow.port)]
+    # The shadow's connections are on captured ports too, and were not captured.
+    assert gopher.report["connections"]["seen"] == 2
+    assert_all_delivered(gopher.report)
+
+
 def test_sample_takes_a_client_as_a_whole(host):
     sources = [f"127.1.0.{last}" for last in range(1, 41)]
     with (

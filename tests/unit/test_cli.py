@@ -115,9 +115,8 @@ def test_malformed_upstream_is_named_with_the_reason(text, reason):
     assert caught.value.hint == "accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, relay://HOST:PORT, dir:PATH"
 
 
-def test_several_ports_and_an_upstream_without_one():
-    error = refused("-c -p 80,81 -u machineB")
-    assert "with several captured ports it must name its own: HOST:PORT" in str(error)
+def test_upstream_without_a_port_of_its_own_gets_each_captured_port_at_its_own():
+    assert upstream("machineB", ports="80,81").port == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""Production's answers on a framed link: which request each belongs to, and what it hands out. Sans-I/O.
+
+Answer k belongs to request k. Where that cannot be known any more (bytes are missing, or are not clear HTTP), no answer
+is paired, and the coupler is told that none will come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from gopher.errors import RemoteProtocolError
+from gopher.http.messages import BodyReceived, HeadReceived, MessageEnded, MessageLimits, MessageParser, ResponseHead
+from gopher.relay.places import MAX_BODY_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gopher.http.messages import MessageEvent
+    from gopher.relay.coupling import Coupler
+    from gopher.relay.pending import Pending
+
+__all__ = ["ProductionAnswers"]
+
+LIMITS: Final = MessageLimits()
+FILL_BYTES: Final = 65_536
+
+
+class ProductionAnswers:
+    """Of one captured connection. Methods return the coupler's tickets that may go on now.
+
+    Args:
+        coupler: is shown the answers.
+        client: address of the client.
+        connection_id: of the captured connection.
+        aligned: whether the first byte of production on the link begins the answer to the first request on it.
+    """
+
+    def __init__(self, coupler: Coupler, client: str, connection_id: object, *, aligned: bool) -> None:
+        self._coupler = coupler
+        self._client = client
+        self._connection_id = connection_id
+        self._aligned = aligned
+        self._parser = MessageParser("response", limits=LIMITS)
+        self._unanswered: deque[Pending] = deque()
+        self.lost = False
+        """Whether answers cannot be told apart any more."""
+
+    def expect(self, pending: Pending) -> None:
+        """A request has been read from the link."""
+        if not self.lost:
+            self._parser.expect(pending.head.method, upgrade=pending.head.upgrade)
+            self._unanswered.append(pending)
+
+    def forget(self, pending: Pending) -> None:
+        """A request has turned out to be cut."""
+        if pending in self._unanswered:
+            self._unanswered.remove(pending)
+
+    def feed(self, data: bytes, now_s: float) -> list[int]:
+        """The next bytes of production."""
+        if self.lost:
+            return []
+        if not self._aligned:
+            # An answer to a request that is not on the link may come first, or its end.
+            if not data.startswith(b"HTTP/1."):
+                return []
+            self._aligned = True
+        try:
+            return self._read(self._parser.feed(data), now_s)
+        except RemoteProtocolError:
+            return self.lose()
+
+    def gap(self, length: int, now_s: float) -> list[int]:
+        """So many bytes of production are missing. In a body of known length, that no rule reads, this is no loss."""
+        if self.lost or not self._aligned:
+            return []
+        pending = self._unanswered[0] if self._unanswered else None
+        if pending is None or pending.produced_contents is not None or pending.produced_left < length:
+            return self.lose()
+        released = []
+        for begin in range(0, length, FILL_BYTES):
+            released += self.feed(bytes(min(FILL_BYTES, length - begin)), now_s)
+        return released
+
+    def end(self, now_s: float) -> list[int]:
+        """Production has ended the connection."""
+        if self.lost or not self._aligned:
+            return self.lose()
+        try:
+            return self._read(self._parser.end(), now_s) + self.lose()
+        except RemoteProtocolError:
+            return self.lose()
+
+    def restart(self) -> list[int]:
+        """The client's direction had a gap: the next request is the first again."""
+        released = self.lose()
+        self._parser = MessageParser("response", limits=LIMITS)
+        self._aligned = self.lost = False
+        return released
+
+    def lose(self) -> list[int]:
+        """No more answers are to be paired."""
+        self.lost = True
+        released = []
+        while self._unanswered:
+            released += self._coupler.abandoned(self._unanswered.popleft().id)
+        return released
+
+    def _read(self, events: Iterable[MessageEvent], now_s: float) -> list[int]:
+        released: list[int] = []
+        for event in events:
+            if isinstance(event, HeadReceived):
+                head = event.head
+                assert isinstance(head, ResponseHead)
+                if head.status >= 200:
+                    pending = self._unanswered[0]
+                    pending.produced = head
+                    pending.produced_left = event.length or 0
+                    if self._coupler.needs_response_body(head):
+                        pending.produced_contents = []
+            elif isinstance(event, BodyReceived):
+                pending = self._unanswered[0]
+                pending.produced_left -= len(event.content)
+                if pending.produced_contents is not None:
+                    pending.produced_contents.append(event.content)
+                    pending.produced_bytes += len(event.content)
+                    if pending.produced_bytes > MAX_BODY_BYTES:
+                        pending.produced_contents = None
+            elif isinstance(event, MessageEnded):
+                if self._unanswered and self._unanswered[0].produced is not None:
+                    released += self._complete(self._unanswered.popleft(), now_s)
+            else:
+                # Another protocol.
+                return released + self.lose()
+        return released
+
+    def _complete(self, pending: Pending, now_s: float) -> list[int]:
+        assert pending.produced is not None
+        contents, pending.produced_contents = pending.produced_contents, None
+        content = None if contents is None else b"".join(contents)
+        return self._coupler.production_response(
+            pending.id, self._client, self._connection_id, pending.produced, content, now_s
+        )

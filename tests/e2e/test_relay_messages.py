@@ -1,0 +1,388 @@
+"""The real relay where it reads messages: what it refuses, what it changes, the framed link, coupling, copies."""
+
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from gopher.link import (
+    LinkInfo,
+    ProxyHeader,
+    encode_data,
+    encode_fin,
+    encode_gap,
+    encode_header,
+    encode_rst,
+)
+from tests.support.clients import curl, exchange, get, noise, post
+from tests.support.command import GopherProcess
+from tests.support.relay import RelayProcess, ScriptedServer, free_port, receive_until_end
+from tests.support.servers import ANSWER, Nginx, RecordingSink
+
+pytestmark = pytest.mark.e2e
+
+MESSAGES = ("--couple", "cookie:SID")
+CLIENT, SERVER = 0, 1
+
+
+class Shadow(ThreadingHTTPServer):
+    """An application that knows only the sessions that it has handed out itself.
+
+    Attributes:
+        gate: answers to /login wait for it.
+        seen: (path, cookie, status) of each request.
+    """
+
+    daemon_threads = True
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            shadow = self.server
+            cookie = self.headers.get("Cookie", "")
+            known = cookie.removeprefix("SID=") in shadow.sessions
+            if self.path == "/login":
+                assert shadow.gate.wait(20)
+                session = f"shadow-session-{len(shadow.sessions)}"
+                shadow.sessions.append(session)
+                self.send_response(200)
+                self.send_header("Set-Cookie", f"SID={session}; Path=/")
+            else:
+                self.send_response(200 if known else 403)
+            shadow.note(self.path, cookie)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        self.name = "{}:{}".format(*self.server_address)
+        self.sessions = []
+        self.seen = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def note(self, path, cookie):
+        with self._changed:
+            self.seen.append((path, cookie))
+            self._changed.notify_all()
+
+    def wait_seen(self, count):
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.seen) >= count, 20), self.seen
+
+    def __exit__(self, *exc_info):
+        self.shutdown()
+        self._thread.join()
+        super().__exit__(*exc_info)
+
+
+class Link:
+    """A framed link, as a capturing gopher sends it."""
+
+    def __init__(self, relay, number=1, *, joined=False):
+        header = ProxyHeader(
+            client=("192.0.2.1", 1000 + number),
+            server=("192.0.2.2", 80),
+            unique_id=number.to_bytes(16, "big"),
+            link=LinkInfo(framed=True, joined=joined, start_ns=1),
+        )
+        self._sock = relay.connect()
+        self._sock.sendall(encode_header(header))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self._sock.close()
+
+    def send(self, *records):
+        self._sock.sendall(b"".join(records))
+
+    def request(self, path, cookie=""):
+        line = f"Cookie: {cookie}\r\n" if cookie else ""
+        self.send(encode_data(CLIENT, f"GET {path} HTTP/1.1\r\nHost: a\r\n{line}\r\n".encode(), 1))
+
+    def response(self, fields=""):
+        self.send(encode_data(SERVER, f"HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n".encode(), 1))
+
+    def end(self):
+        """End both directions, and wait for the relay to close."""
+        self.send(encode_fin(CLIENT, 1), encode_fin(SERVER, 1))
+        self._sock.shutdown(socket.SHUT_WR)
+        assert receive_until_end(self._sock) == b""
+
+
+# -- what could be read in two ways -----------------------------------------------------------------------------------
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
+REFUSED = {
+    "length and chunked": (HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    "two lengths": (HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", 400),
+    "length list": (HEAD + b"Content-Length: 5, 6\r\n\r\nhello!", 400),
+    "signed length": (HEAD + b"Content-Length: +5\r\n\r\nhello", 400),
+    "negative length": (HEAD + b"Content-Length: -1\r\n\r\n", 400),
+    "bare LF": (b"GET / HTTP/1.1\nHost: a\n\n", 400),
+    "bare CR in a value": (b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400),
+    "space before the colon": (HEAD + b"Content-Length : 5\r\n\r\nhello", 400),
+    "folded line": (HEAD + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n", 400),
+    "chunk size with sign": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n", 400),
+    "chunk size with 0x": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n", 400),
+    "chunk without its end": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n", 400),
+    "no chunked at the end": (HEAD + b"Transfer-Encoding: x\r\n\r\n", 400),
+    "unknown coding": (HEAD + b"Transfer-Encoding: x, chunked\r\n\r\n0\r\n\r\n", 501),
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
+    "NUL": (b"GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n", 400),
+    "long target": (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+    "long head": (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", 431),
+    "another version": (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+    "no HTTP": (b"EHLO there\r\n\r\n", 400),
+}
+
+
+def test_what_could_be_read_in_two_ways_is_refused():
+    with RecordingSink() as sink, RelayProcess(sink.name, options=MESSAGES) as relay:
+        for name, (request, status) in REFUSED.items():
+            with relay.connect() as client:
+                client.sendall(get(1) + request)
+                answer = receive_until_end(client)
+                assert answer.startswith(ANSWER), name
+                assert re.match(rb"HTTP/1\.1 %d [^\r]+\r\n" % status, answer[len(ANSWER) :]), (name, answer)
+        report = relay.stop()
+        assert report["failed"] == {"bad_request": len(REFUSED)}
+        assert sum(report["answers"].values()) == len(REFUSED)
+        for stream in sink.streams:
+            # Where the head was good and the body was not, the head went on, and never a whole body.
+            assert stream.startswith(get(1))
+            assert not stream[len(get(1)) :].endswith(b"0\r\n\r\n")
+
+
+def test_unclear_answer_is_a_502():
+    with ScriptedServer() as server, RelayProcess(server.name, options=MESSAGES) as relay:
+        bad = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok!"
+        with server.play([(len(get(1)), bad)], closes=True), relay.connect() as client:
+            client.sendall(get(1))
+            assert receive_until_end(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+    assert relay.report["failed"] == {"bad_response": 1}
+
+
+def test_upstream_that_closes_without_an_answer_is_a_502():
+    with (
+        ScriptedServer() as server,
+        RelayProcess(server.name, options=MESSAGES) as relay,
+        server.play([(len(get(1)), b"")], closes=True),
+        relay.connect() as client,
+    ):
+        client.sendall(get(1))
+        assert receive_until_end(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+    assert relay.report["failed"] == {"upstream_closed": 1}
+
+
+def test_cut_answer_resets_the_client():
+    with ScriptedServer() as server, RelayProcess(server.name, options=MESSAGES) as relay:
+        cut = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"
+        with server.play([(len(get(1)), cut)], closes=True), relay.connect() as client:
+            client.sendall(get(1))
+            with pytest.raises(ConnectionResetError):
+                receive_until_end(client)
+    assert relay.report["failed"] == {"upstream_closed": 1}
+
+
+# -- what it adds -----------------------------------------------------------------------------------------------------
+
+
+def test_added_headers():
+    options = ("--forwarded", "--host", "shadow.example", "--marker", "X-Mirrored:yes")
+    with RecordingSink() as sink, RelayProcess(sink.name, options=options) as relay:
+        with relay.connect() as client:
+            exchange(client, b"GET / HTTP/1.1\r\nhost: production\r\nX-Forwarded-For: 192.0.2.9\r\nA: 1\r\n\r\n")
+        sink.wait_ended(1)
+        assert sink.streams == [
+            b"GET / HTTP/1.1\r\nhost: shadow.example\r\nX-Forwarded-For: 192.0.2.9, 127.0.0.1\r\nA: 1\r\n"
+            b"X-Mirrored: yes\r\n\r\n"
+        ]
+
+
+def test_other_upstreams_get_copies_and_harm_nobody():
+    body = noise(500_000)
+    with RecordingSink() as first, RecordingSink() as second, RecordingSink(mode="resetting") as third:
+        refused = f"127.0.0.1:{free_port()}"
+        with RelayProcess(first.name, second.name, third.name, refused) as relay:
+            with relay.connect() as client:
+                for number in range(5):
+                    exchange(client, post(number, body))
+            first.wait_ended(1)
+            second.wait_ended(1)
+            assert first.streams == second.streams == [b"".join(post(number, body) for number in range(5))]
+        copies = {copy["name"]: copy for copy in relay.report["copies"]}
+        assert copies[second.name]["shed_bytes"] == 0
+        assert set(copies[refused]["shed"]) == {"refused"}
+        for copy in copies.values():
+            assert copy["captured_bytes"] == copy["delivered_bytes"] + copy["shed_bytes"] + copy["pending_bytes"]
+
+
+# -- the framed link --------------------------------------------------------------------------------------------------
+
+
+def test_framed_link_without_coupling_is_served_too():
+    with RecordingSink() as sink, RelayProcess(sink.name) as relay:
+        with Link(relay) as link:
+            link.send(encode_data(CLIENT, get(1) + get(2)[:9], 1), encode_data(SERVER, ANSWER, 1))
+            link.send(encode_data(CLIENT, get(2)[9:], 1))
+            link.end()
+        sink.wait_ended(1)
+        assert sink.streams == [get(1) + get(2)]
+        assert relay.stop()["connections"]["framed"] == 1
+
+
+def test_gap_within_a_request_resets_and_the_next_request_goes_on():
+    with RecordingSink() as sink, RelayProcess(sink.name, options=MESSAGES) as relay:
+        with Link(relay) as link:
+            link.send(encode_data(CLIENT, post(1, b"x" * 100)[:-50], 1))
+            sink.wait_received(len(post(1, b"x" * 100)) - 50)
+            link.send(encode_gap(CLIENT, 50, 1), encode_data(CLIENT, get(2), 1))
+            sink.wait_requests(1)
+            link.end()
+        sink.wait_ended(2)
+        assert [each.ended for each in sink.connections] == ["rst", "fin"]
+        assert bytes(sink.connections[1].received) == get(2)
+    assert relay.report["failed"] == {"gap": 1}
+
+
+def test_client_reset_on_a_link_resets_the_upstream():
+    with RecordingSink(hold=True) as sink, RelayProcess(sink.name) as relay:
+        with Link(relay) as link:
+            link.send(encode_data(CLIENT, get(1), 1))
+            sink.wait_requests(1)
+            link.send(encode_rst(1))
+            sink.wait_ended(1)
+        assert [each.ended for each in sink.connections] == ["rst"]
+
+
+def test_bad_record_is_refused():
+    with RecordingSink() as sink, RelayProcess(sink.name) as relay, Link(relay) as link:
+        link.send(b"\x09" + bytes(15))
+        with pytest.raises(ConnectionResetError):
+            receive_until_end(link._sock)
+        assert relay.stop()["failed"] == {"bad_link": 1}
+
+
+# -- coupling ---------------------------------------------------------------------------------------------------------
+
+
+def test_production_session_becomes_the_shadows_on_every_connection():
+    with Shadow() as shadow, RelayProcess(shadow.name, options=MESSAGES) as relay:
+        with Link(relay, 1) as first, Link(relay, 2) as second:
+            first.request("/login")
+            first.response("Set-Cookie: SID=production-session\r\n")
+            shadow.wait_seen(1)
+            first.request("/a", "SID=production-session")
+            second.request("/b", "SID=production-session")
+            shadow.wait_seen(3)
+            first.end()
+            second.end()
+        report = relay.stop()
+    assert sorted(shadow.seen[1:]) == [("/a", "SID=shadow-session-0"), ("/b", "SID=shadow-session-0")]
+    assert report["coupling"]["aliases_learned"] == 1
+    assert report["coupling"]["requests_rewritten"] == 2
+    assert report["coupling"]["requests_missed"] == 0
+
+
+def test_request_waits_for_a_slower_shadow_and_others_flow():
+    with Shadow() as shadow, RelayProcess(shadow.name, options=(*MESSAGES, "--couple-wait", "10")) as relay:
+        shadow.gate.clear()
+        with Link(relay, 1) as first, Link(relay, 2) as second, Link(relay, 3) as third:
+            first.request("/login")
+            first.response("Set-Cookie: SID=production-session\r\n")
+            # Production has answered, so the next says what the shadow has not handed out yet.
+            second.request("/held", "SID=production-session")
+            second.request("/behind")
+            third.request("/free")
+            shadow.wait_seen(1)
+            assert shadow.seen == [("/free", "")]
+            shadow.gate.set()
+            shadow.wait_seen(4)
+            for link in (first, second, third):
+                link.end()
+        report = relay.stop()
+    assert shadow.seen[2:] == [("/held", "SID=shadow-session-0"), ("/behind", "")]
+    assert report["coupling"]["requests_held"] == 1
+    assert report["coupling"]["requests_timed_out"] == 0
+
+
+@pytest.mark.parametrize("policy", ["send", "drop"])
+def test_wait_has_an_end_and_a_policy(policy):
+    options = (*MESSAGES, "--couple-wait", "0.3", "--couple-policy", policy)
+    with Shadow() as shadow, RelayProcess(shadow.name, options=options) as relay:
+        shadow.gate.clear()
+        with Link(relay, 1) as first, Link(relay, 2) as second:
+            first.request("/login")
+            first.response("Set-Cookie: SID=production-session\r\n")
+            second.request("/held", "SID=production-session")
+            second.request("/behind")
+            shadow.wait_seen(2 if policy == "send" else 1)
+            shadow.gate.set()
+            shadow.wait_seen(3 if policy == "send" else 2)
+            for link in (first, second):
+                link.end()
+        report = relay.stop()
+    paths = [path for path, _ in shadow.seen]
+    assert paths == (["/held", "/behind", "/login"] if policy == "send" else ["/behind", "/login"])
+    assert report["coupling"]["requests_timed_out"] == 1
+    assert report["exchanges"]["dropped"] == (policy == "drop")
+
+
+def test_cookies_are_coupled_without_productions_answers():
+    with Shadow() as shadow, RelayProcess(shadow.name, options=MESSAGES) as relay, relay.connect() as client:
+        client.sendall(b"GET /login HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert b"SID=shadow-session-0" in receive_answer(client)
+        client.sendall(b"GET /a HTTP/1.1\r\nHost: a\r\nCookie: SID=production-session\r\n\r\n")
+        assert receive_answer(client).startswith(b"HTTP/1.1 200")
+    assert shadow.seen[1:] == [("/a", "SID=shadow-session-0")]
+
+
+def receive_answer(client: socket.socket) -> bytes:
+    received = b""
+    while not received.endswith(b"\r\n\r\n"):
+        data = client.recv(1 << 16)
+        assert data, received
+        received += data
+    return received
+
+
+# -- the whole chain --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("responses", [False, True])
+def test_capture_to_relay_to_nginx(host, tmp_path, responses):
+    body = noise(300_000)
+    (tmp_path / "body").write_bytes(body)
+    sites = [("127.0.0.1", 80), ("127.0.0.2", 8080)]
+    with (
+        Nginx(tmp_path / "nginx", sites, namespace=host) as nginx,
+        RelayProcess("127.0.0.2:8080", options=MESSAGES if responses else (), port=3280, namespace=host) as relay,
+        GopherProcess(
+            *("-c", "-p", "80", "-i", "lo", "-u", "relay://127.0.0.1:3280"),
+            *(["--responses"] if responses else []),
+            namespace=host,
+        ),
+    ):
+        for number in range(20):
+            curl("-T", str(tmp_path / "body"), f"http://127.0.0.1/file-{number}", namespace=host)
+        nginx.wait_requests(20, site=0)
+        nginx.wait_requests(20, site=1)
+        assert nginx.requests(1) == nginx.requests(0)
+        for number in range(20):
+            assert (nginx.root(1) / f"file-{number}").read_bytes() == body
+        report = relay.stop()
+    assert report["connections"]["links"] == 20
+    assert report["connections"]["framed"] == (20 if responses else 0)
+    assert report["failed"] == {}
