@@ -32,6 +32,10 @@ _CARRIES_SOMETHING_IPV6 = "(ip6[53] & 7 != 0 or ip6[4:2] != (ip6[52] & 0xf0) >> 
 # a filter program has no loops to walk to the ports behind them (RFC 8200 section 4.1).
 _IPV6_EXTENSION_HEADERS = (0, 43, 44, 51, 60)
 
+# Headers between link and network that hide the ports from a filter program: an inner 802.1Q tag, a second 802.1ad tag,
+# MPLS, PPPoE. Few links carry them, and those that do carry all their traffic so.
+_HIDDEN_NETWORK = "ether proto 0x8100 or ether proto 0x88a8 or ether proto 0x8847 or ether proto 0x8864"
+
 # What a filter program can tell of encapsulated packets: the outer header. VXLAN: RFC 7348 (4789) and what Linux used
 # before there was a number (8472); GRE 47; IPv4 in IP 4; IPv6 in IP 41.
 _TUNNELS = (
@@ -48,12 +52,12 @@ def capture_filter(config: SourceConfig, excluded: Sequence[tuple[str, int]], *,
     """Give the libpcap expression for a device.
 
     Let through: TCP to the configured ports (and from them with `config.responses`) but for pure ACKs; IPv4 fragments
-    other than the first, which have no ports; IPv6 packets with extension headers; with `config.decap` all that is in
-    tunnels. All of it only if it also matches `config.filter`, which must be a valid expression by itself: it is and-ed
-    in parentheses, and of a tunnel it sees the outer packet.
+    other than the first, which have no ports; IPv6 packets with extension headers; what has an inner VLAN tag, MPLS or
+    PPPoE headers; with `config.decap` all that is in tunnels. All of it only if it also matches `config.filter`, which
+    must be a valid expression by itself: it is and-ed in parentheses, and of a tunnel it sees the outer packet.
 
     A received VLAN tag needs no `vlan` keyword: the kernel has taken it off before the filter runs, and libpcap puts it
-    back after. Of two tags (802.1ad) the inner one stays in place, and such packets are not let through.
+    back after. Of two tags (802.1ad) the inner one stays in place: such packets pass whatever their ports.
 
     Args:
         config: ports, responses, decap and filter are read.
@@ -68,6 +72,7 @@ def capture_filter(config: SourceConfig, excluded: Sequence[tuple[str, int]], *,
         _wanted("ip", config, [(str(ip), port) for ip, port in looping if ip.version == 4], _CARRIES_SOMETHING_IPV4),
         _wanted("ip6", config, [(str(ip), port) for ip, port in looping if ip.version == 6], _CARRIES_SOMETHING_IPV6),
         _extension_headers(str(ip) for ip, _ in looping if ip.version == 6),
+        _HIDDEN_NETWORK,
     ]
     if config.decap:
         alternatives += [_TUNNELS, "(ip proto 17 and ip[6:2] & 0x1fff != 0)"]

@@ -35,7 +35,7 @@ from gopher.observe.accounts import AccountsReport
 from gopher.pump import PumpTask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from gopher._fastpath import Event, Flow
     from gopher._pump import Connection
@@ -50,7 +50,7 @@ HEAD_LIMIT_BYTES: Final = 65_536
 
 
 # What stands in place of the stream of a flow that is not mirrored.
-_SAMPLED_OUT: Final = object()
+_IGNORED: Final = object()
 
 
 class Patience:
@@ -216,6 +216,8 @@ class Mirror:
         addresses: for each upstream of the config, its resolved addresses; empty for `dir`.
         source: only its name and statistics are used here.
         can_wait: the source is a file: it waits for slow upstreams as long as they make progress.
+        own: (address, port) of what gopher itself connects to: never mirrored, even where the kernel's filter cannot
+            tell, as in tunnels.
 
     Raises:
         UpstreamError: a directory cannot be used.
@@ -229,7 +231,13 @@ class Mirror:
     WAIT_SLICE_S: Final = 0.01
 
     def __init__(
-        self, config: CaptureConfig, addresses: list[list[Address]], source: PacketSource, *, can_wait: bool
+        self,
+        config: CaptureConfig,
+        addresses: list[list[Address]],
+        source: PacketSource,
+        *,
+        can_wait: bool,
+        own: Collection[tuple[str, int]] = (),
     ) -> None:
         self.config = config
         self.hurry = False
@@ -248,6 +256,7 @@ class Mirror:
             verify_checksums=config.reassembly.verify_checksums,
         )
         self._source = source
+        self._own = frozenset(own)
         self._started = datetime.now(timezone.utc)
         self._started_s = trio.current_time()
         total = Budget(config.mirror.total_memory_bytes)
@@ -268,6 +277,7 @@ class Mirror:
         self._not_joined = 0
         self._joined = 0
         self._sampled_out = 0
+        self._own_seen = 0
 
     def _upstream(self, config: UpstreamConfig, total: Budget, addresses: list[Address]) -> Upstream:
         limits, pump = self.config.mirror, self.pump_task.pump
@@ -291,7 +301,7 @@ class Mirror:
             if isinstance(event, StreamData):
                 if event.direction == CLIENT_TO_SERVER:
                     stream = event.flow.context or self._open_stream(event.flow)
-                    if stream is _SAMPLED_OUT:
+                    if stream is _IGNORED:
                         continue
                     data = event.data
                     self._received_bytes += len(data)
@@ -309,7 +319,7 @@ class Mirror:
             elif isinstance(event, StreamGap):
                 if event.direction == CLIENT_TO_SERVER:
                     stream = event.flow.context or self._open_stream(event.flow)
-                    if stream is not _SAMPLED_OUT:
+                    if stream is not _IGNORED:
                         stream.gap(event.length)
                 else:
                     for copy in self._framed_copies(event.flow):
@@ -320,13 +330,19 @@ class Mirror:
                 for copy in self._framed_copies(event.flow):
                     copy.end(event.direction)
             elif isinstance(event, FlowOpened):
-                if not self._sampled(event.flow):
-                    self._sampled_out += 1
+                if self._is_ignored(event.flow):
                     # What this batch brought of it comes all the same.
-                    event.flow.context = _SAMPLED_OUT
+                    event.flow.context = _IGNORED
                     self.reassembler.ignore(event.flow)
             elif isinstance(event, FlowClosed):
                 self._close_stream(event.flow, event.reason)
+
+    def _is_ignored(self, flow: Flow) -> bool:
+        own = flow.server in self._own
+        out = not own and not self._sampled(flow)
+        self._own_seen += own
+        self._sampled_out += out
+        return own or out
 
     def _sampled(self, flow: Flow) -> bool:
         ratio = self.config.mirror.sample_ratio
@@ -447,8 +463,9 @@ class Mirror:
         mirrored = self._streams - not_joined
         ignored = {
             "sampled_out": self._sampled_out,
+            "own": self._own_seen,
             "not_joined": not_joined,
-            "no_data": flows.flows_seen - self._streams - self._sampled_out,
+            "no_data": flows.flows_seen - self._streams - self._sampled_out - self._own_seen,
         }
         return AccountsReport(
             version=gopher.__version__,

@@ -72,9 +72,11 @@ async def run_capture(config: CaptureConfig) -> int:
     if config.source.read_path is None:
         _refuse_self(config, flat)
     _raise_descriptor_limit(config.mirror.max_connections * len(config.mirror.upstreams) + SPARE_DESCRIPTORS)
-    source = open_source(config.source, [(address.host, address.port) for address in flat])
+    own = [(address.host, address.port) for address in flat]
+    source = open_source(config.source, own)
     with contextlib.closing(source):
-        return await _Run(config, source, addresses).run()
+        # A file may be sent to where it was captured.
+        return await _Run(config, source, addresses, own if config.source.read_path is None else []).run()
 
 
 def _refuse_self(config: CaptureConfig, addresses: list[Address]) -> None:
@@ -123,11 +125,17 @@ def _raise_descriptor_limit(needed: int) -> None:
 
 
 class _Run:
-    def __init__(self, config: CaptureConfig, source: PacketSource, addresses: list[list[Address]]) -> None:
+    def __init__(
+        self,
+        config: CaptureConfig,
+        source: PacketSource,
+        addresses: list[list[Address]],
+        own: list[tuple[str, int]],
+    ) -> None:
         self._config = config
         self._source = source
         self._from_file = isinstance(source, FileSource)
-        self._mirror = Mirror(config, addresses, source, can_wait=self._from_file)
+        self._mirror = Mirror(config, addresses, source, can_wait=self._from_file, own=own)
         self._turn = trio.Lock()
         self._intake_scope = trio.CancelScope()
         self._drain_scope = trio.CancelScope()

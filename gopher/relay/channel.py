@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from gopher.capture.tcp import Address
 
-__all__ = ["Channel", "ChannelPump"]
+__all__ = ["READ_BYTES", "Channel", "ChannelPump"]
 
 READ_BYTES: Final = 65_536
-EVENTS_PER_CALL: Final = 256
+EVENTS_PER_CALL: Final = 4096
 _BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 
 
@@ -51,7 +51,7 @@ class ChannelPump:
         return len(self._channels)
 
     def serve(self) -> tuple[int, list[tuple[Channel, int]]]:
-        """Let up to 256 ready channels call back. Returns: how many were ready; the decisions are never any."""
+        """Let all ready channels call back. Returns: how many were ready; the decisions are never any."""
         ready = self._epoll.poll(0, EVENTS_PER_CALL)
         channels = self._channels
         self._serving = True
@@ -131,8 +131,8 @@ class Channel:
     """
 
     __slots__ = (
-        "_connecting", "_fd", "_interest", "_on_drained", "_on_readable", "_pump", "_queue", "_reading", "_recv",
-        "_send", "_shut", "error", "sock",
+        "_connecting", "_fd", "_interest", "_on_drained", "_on_readable", "_pump", "_queue", "_recv", "_send", "_shut",
+        "error", "reading", "sock",
     )  # fmt: skip
 
     def __init__(
@@ -153,7 +153,8 @@ class Channel:
         self._on_drained = on_drained
         self._connecting = connecting
         self._queue = bytearray()
-        self._reading = True
+        self.reading = True
+        """Whether it calls back for what comes; see `read`."""
         self._shut = False
         self.error = 0
         """errno of what broke it; what is sent from then on is lost."""
@@ -257,14 +258,14 @@ class Channel:
 
     def read(self, wanted: bool) -> None:
         """Whether to call back for what comes."""
-        if wanted is not self._reading:
-            self._reading = wanted
+        if wanted is not self.reading:
+            self.reading = wanted
             self._watch()
 
     def _watch(self) -> None:
         if self._connecting or self._fd < 0:
             return
-        interest = (select.EPOLLIN if self._reading else 0) | (select.EPOLLOUT if self._queue else 0)
+        interest = (select.EPOLLIN if self.reading else 0) | (select.EPOLLOUT if self._queue else 0)
         if interest != self._interest:
             self._interest = interest
             self._pump.modify(self._fd, interest)

@@ -172,10 +172,6 @@ class Framed:
         """A number that was not used before."""
         return next(self._ids)
 
-    def later(self, session: Session) -> None:
-        """Let a session go on at the end of this turn."""
-        self.pump.later(session.go_on)
-
     def coupling_for(self, *, exact: bool) -> Coupling | None:
         """What couples sessions with, or without, production's answers."""
         return self._couplings.get(exact)

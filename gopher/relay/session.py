@@ -30,7 +30,7 @@ from gopher.http.messages import (
 )
 from gopher.link import RecordDecoder, RecordType, begins_with_header, decode_header
 from gopher.relay import lastword
-from gopher.relay.channel import Channel
+from gopher.relay.channel import READ_BYTES, Channel
 from gopher.relay.coupling import Drop, Rewritten, Unchanged, Wait
 from gopher.relay.pending import Pending, Phase
 from gopher.relay.places import MAX_BODY_BYTES
@@ -117,6 +117,8 @@ class Session:
         self._production: ProductionAnswers | None = None
         self._copies: MirroredStream | None = None
         self._failure = ""
+        self._called = False
+        """Whether it goes on at the end of this turn."""
         self._closing = False
         self._closed = False
         self._identify()
@@ -161,10 +163,15 @@ class Session:
             self._take(data)
             return
         try:
-            for record in self._records.feed(data):
-                self._take_record(record)
+            while data:
+                for record in self._records.feed(data):
+                    self._take_record(record)
+                # What is left would be read after other connections.
+                data = b"" if self._closed or len(data) < READ_BYTES else self._downstream.recv() or b""
         except RemoteProtocolError:
             self.fail("bad_link")
+        except OSError:
+            self.fail("client_reset")
 
     def _look_for_header(self, data: bytes) -> bytes:
         """Returns what follows a header, or what is none; empty while that is not known."""
@@ -215,7 +222,7 @@ class Session:
             except RemoteProtocolError:
                 self._cut_request("client_reset" if self._records is None else "gap")
         self._requests_over = True
-        self.go_on()
+        self._go_on_later()
 
     def _take(self, data: bytes) -> None:
         """Bytes of the client."""
@@ -238,7 +245,10 @@ class Session:
         else:
             self._refused = self._requests.fault
         self._queue(events)
-        self._go_on()
+        if self._records is None:
+            self._go_on()
+        else:
+            self._go_on_later()
 
     def _queue(self, events: list[MessageEvent]) -> None:
         for event in events:
@@ -591,7 +601,8 @@ class Session:
         elif ended and current is not None:
             self._end_answer(current)
             # Most clients wait for the answer before they ask again.
-            if not self._closed and (self._events or self._requests_over or self._refused or self._requests.paused):
+            held_back = self._events or self._requests_over or self._refused or not self._downstream.reading
+            if held_back and not self._closed:
                 self._go_on()
 
     def _begin_answer(self, current: Pending, head: ResponseHead, event: HeadReceived) -> None:
@@ -658,7 +669,7 @@ class Session:
             self._abandon(current)
         if self._records is not None:
             self._skip(current)
-            self._relay.later(self)
+            self._go_on_later()
         elif current.answered:
             # An early answer; the rest of the request has no reader.
             self._finish_downstream()
@@ -667,8 +678,18 @@ class Session:
         else:
             self._answer(lastword.status_of(failure), lastword.sentence(failure, self._config.upstreams[0].name))
 
-    def go_on(self) -> None:
-        """See `_go_on`; from outside, when what happened could not go on by itself."""
+    def _go_on_later(self) -> None:
+        """Go on when everything that has come by now on any connection has been read.
+
+        A client gets a value from production on one connection and says it on the next. Both are here already, and
+        epoll does not tell which came first: so all answers of production are read before any request is looked at.
+        """
+        if not self._called:
+            self._called = True
+            self._pump.later(self._go_on_now)
+
+    def _go_on_now(self) -> None:
+        self._called = False
         if not self._closed:
             self._go_on()
 
@@ -765,7 +786,9 @@ class Session:
     def _client_gap(self, length: int) -> None:
         if self._copies is not None:
             self._copies.gap(length)
-        if self._raw or self._refused is not None:
+        # The whole requests before the gap belong on the old connection.
+        self._go_on()
+        if self._closed or self._raw or self._refused is not None:
             return
         try:
             self._requests.end()
@@ -805,7 +828,7 @@ class Session:
             # Production may have made sense of it; the rest of this link is not read.
             self._drop_upstream(hard=True)
             self._raw = True
-            self._relay.later(self)
+            self._go_on_later()
         elif current is not None and self._spoken:
             self._close(hard=True)
         else:

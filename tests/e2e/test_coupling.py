@@ -107,8 +107,11 @@ def mirror_users(
 
 
 def test_mirror(host):
-    outcome = mirror_users(host, plans=(ONE, SECOND_AFTER_FIRST_PAGE, ALTERNATING, EACH), link="relay", couple=RULES, responses=True)
+    outcome = mirror_users(
+        host, plans=(ONE, SECOND_AFTER_FIRST_PAGE, ALTERNATING, EACH), link="relay", couple=RULES, responses=True
+    )
     import json
+
     print(json.dumps(outcome.captured, indent=1), json.dumps(outcome.relayed, indent=1))
     print(outcome.shadow.accepted, outcome.shadow.refused)
     assert outcome.shadow.sales == outcome.production.sales

@@ -1,6 +1,7 @@
 """The real relay where it reads messages: what it refuses, what it changes, the framed link, coupling, copies."""
 
 import re
+import signal
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -316,6 +317,22 @@ def test_request_waits_for_a_slower_shadow_and_others_flow():
     assert shadow.seen[2:] == [("/held", "SID=shadow-session-0"), ("/behind", "")]
     assert report["coupling"]["requests_held"] == 1
     assert report["coupling"]["requests_timed_out"] == 0
+
+
+def test_what_production_said_counts_before_what_clients_ask():
+    # A client takes its session from one connection to the next at once: both come in one turn of the relay.
+    with Shadow() as shadow, RelayProcess(shadow.name, options=MESSAGES) as relay:
+        relay.signal(signal.SIGSTOP)
+        with Link(relay, 2) as second, Link(relay, 1) as first:
+            first.request("/login")
+            first.response("Set-Cookie: SID=production-session\r\n")
+            second.request("/a", "SID=production-session")
+            relay.signal(signal.SIGCONT)
+            shadow.wait_seen(2)
+            first.end()
+            second.end()
+        assert relay.stop()["coupling"]["requests_missed"] == 0
+    assert shadow.seen[1] == ("/a", "SID=shadow-session-0")
 
 
 @pytest.mark.parametrize("policy", ["send", "drop"])

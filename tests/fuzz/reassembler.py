@@ -169,6 +169,7 @@ class Program:
             "ports": None if options & 1 else [80],
             "both_directions": not options & 2,
             "decap": bool(options & 8),
+            "verify_checksums": bool(options & 16),
             "overlap": POLICIES[policy % len(POLICIES)],
             **self.budget,
         }

@@ -238,3 +238,11 @@ def test_tunnels_pass_only_with_decap(protocol, payload):
     for frame in (ethernet(ipv4(payload, protocol=protocol)), ethernet(ipv6(payload, next_header=protocol))):
         assert passes(frame, decap=True)
         assert not passes(frame)
+
+
+def test_headers_that_hide_the_ports_pass():
+    packet = ipv4(tcp(40_000, 80, seq=1, payload=b"x"))
+    # As the kernel shows a frame of two tags: the outer one is off already.
+    assert passes(ethernet(packet, vlans=[7]))
+    for ethertype in (0x88A8, 0x8847, 0x8864):
+        assert passes(ethernet(b"label" + packet, ethertype=ethertype))

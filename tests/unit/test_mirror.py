@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
+import trio
 
+from gopher._fastpath import pack_batch
 from gopher._pump import Budget
 from gopher.capture.directory import DirectoryUpstream
-from gopher.capture.mirror import HEAD_LIMIT_BYTES, MirroredStream, Patience
+from gopher.capture.mirror import HEAD_LIMIT_BYTES, Mirror, MirroredStream, Patience
+from gopher.capture.source import SourceStatistics
 from gopher.capture.upstream import StreamCopy
-from gopher.config import MirrorConfig, UpstreamConfig
+from gopher.config import CaptureConfig, MirrorConfig, SourceConfig, UpstreamConfig
+from tests.support.packets import LINKTYPE_ETHERNET, Conversation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,6 +123,27 @@ def test_cut_within_a_request_counts_nothing_as_delivered(tmp_path: Path) -> Non
     stage.stream.cut("drain")
     assert stage.upstream.ledger.shed == {"drain": 5}
     assert stage.upstream.account().connections.shed_by_reason == {"drain": 1}
+
+
+def test_own_connections_are_never_mirrored(tmp_path: Path) -> None:
+    config = CaptureConfig(
+        source=SourceConfig(ports=(80,)),
+        mirror=MirrorConfig(upstreams=(UpstreamConfig(name="dir", scheme="dir", path=str(tmp_path)),)),
+    )
+    own = ("192.0.2.9", 80)
+    packets = Conversation(server=own).handshake().data(b"own").packets
+    packets += Conversation().handshake().data(b"client's").packets
+
+    async def mirror() -> dict[str, int]:
+        source = Mock(statistics=lambda: SourceStatistics(0, 0, 0))
+        mirror = Mirror(config, [[]], source, can_wait=False, own=[own])
+        await mirror.handle(mirror.reassembler.feed(pack_batch(packets, LINKTYPE_ETHERNET)))
+        return mirror.snapshot().connections
+
+    connections = trio.run(mirror)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"client's"]
+    assert connections["mirrored"] == 1
+    assert connections["ignored_by_reason"] == {"sampled_out": 0, "own": 1, "not_joined": 0, "no_data": 0}
 
 
 # -- patience ----------------------------------------------------------------------------------------------------------
