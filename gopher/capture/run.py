@@ -118,10 +118,19 @@ def _wildcard_listeners() -> set[int]:
 
 
 def _raise_descriptor_limit(needed: int) -> None:
+    """As far as permitted; what does not fit then is shed as `no_descriptors`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        reachable = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, reachable), hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        try:
+            # Root may raise the hard limit too.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, needed))
+        except (OSError, ValueError):
+            needed = hard
+        else:
+            return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class _Run:

@@ -203,19 +203,9 @@ def test_refused_option_is_named_with_its_value_and_what_is_accepted(option, mes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "the mode is missing: -c or --mode=capture"),
+        ("", "the mode is missing: -c or --mode=capture, -r or --mode=relay"),
         ("-c -u b:1", "the port to capture is missing: -p/--port"),
         ("-c -p 80", "an upstream is missing: -u/--upstream"),
-        ("-r -u localhost:80", "the port to listen on is missing: -p/--port"),
-        ("--mode=relay -p 3280", "an upstream is missing: -u/--upstream"),
-        ("-r -p 3280 -u localhost --filter x", "--filter is for capture mode only"),
-        ("-c -p 80 -u b --couple auto", "--couple is for relay mode only"),
-        ("-r -p 3280 -u dir:x", "-u/--upstream 'dir:x': relay mode sends to tcp:// only"),
-        ("-r -p 3280 -u a --listen x", "--listen: 'x' is not an address, like 127.0.0.1 or ::1"),
-        ("-r -p 3280 -u a --link-from x", "--link-from: 'x' is not a network, like 10.0.0.0/8 or ::1"),
-        ("-r -p 3280 -u a --marker x", "--marker: 'x' is not a header, like X-Mirrored:1"),
-        ("-r -p 3280 -u a --host x\n", "--host: 'x\\n' cannot be the value of a header"),
-        ("-r -p 3280 -u a --proxy-protocol v3", "--proxy-protocol: 'v3' is not one of v1, v2 (did you mean v1?)"),
     ],
 )
 def test_missing_setting_comes_with_an_example(arguments, message):
