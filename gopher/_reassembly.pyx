@@ -715,6 +715,9 @@ cdef void take_data(Table* table, FlowState* flow, int direction, uint32_t seq, 
     start = <int64_t>stream.next_offset + distance
     fin = start + segment.length
     if flow.flags & IGNORED:
+        # A flow that is ignored for want of memory may still hold something.
+        if stream.held != NULL:
+            drop_held(table, flow, direction)
         stream.next_offset = max(<int64_t>stream.next_offset, fin)
         if has_fin:
             end_stream(table, flow, direction)

@@ -6,11 +6,13 @@ limit is finite. One sub-config per stage, passed down explicitly; there are no 
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from gopher.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ipaddress
 
 __all__ = [
     "MIB",

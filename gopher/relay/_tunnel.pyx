@@ -393,7 +393,6 @@ cdef class Tunnel:
 
     cdef int _ready(self, int side, uint32_t events) except? -1:
         cdef Side* this = &self._sides[side]
-        cdef Side* other = &self._sides[1 - side]
         cdef int outcome
         self.last_active_s = self._pump._now_s
         if self.connecting:
@@ -456,7 +455,7 @@ cdef class Tunnel:
         cdef Side* other = &self._sides[1 - source]
         cdef char* scratch = self._pump._scratch
         cdef Py_ssize_t length, taken
-        cdef int turn
+        cdef int _turn
         if source == _DOWNSTREAM:
             if self._sniff and self._look_for_header():
                 return _LINK
@@ -464,7 +463,7 @@ cdef class Tunnel:
                 return _NOTHING
             if self._ask:
                 return _PLAIN
-        for turn in range(READS_PER_TURN):
+        for _turn in range(READS_PER_TURN):
             if this.ended or other.waiting_length or other.broken:
                 return _NOTHING
             length = recv(this.fd, scratch, READ_BYTES, MSG_DONTWAIT)

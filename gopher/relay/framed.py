@@ -229,6 +229,11 @@ class Framed:
         for session in list(self._sessions):
             session.stop()
 
+    @property
+    def copying(self) -> bool:
+        """Whether copies of connections are still under way."""
+        return any(upstream.connections_pending for upstream in self._copy_upstreams)
+
     def abort(self) -> None:
         """Cut what is still open."""
         for session in list(self._sessions):

@@ -130,6 +130,9 @@ class _Run:
                 for listener in self._listeners:
                     nursery.start_soon(self._accept_from, listener)
         for listener in self._listeners:
+            # A close would reset those that the kernel has accepted already.
+            while self._accept_one(listener) == 0:
+                pass
             listener.close()
 
     async def _accept_from(self, listener: socket.socket) -> None:
@@ -139,18 +142,23 @@ class _Run:
                 if self._tally.open >= self._config.max_connections:
                     await trio.sleep(PAUSE_S)
                     break
-                try:
-                    sock, peer = listener.accept()
-                except BlockingIOError:
+                failure = self._accept_one(listener)
+                if failure == errno.EAGAIN:
                     break
-                except OSError as error:
-                    # Anything else is about one connection, which is gone already (accept(2), "Error handling").
-                    if error.errno in _NO_DESCRIPTOR:
-                        await trio.sleep(PAUSE_S)
-                        break
-                    continue
-                sock.setblocking(False)
-                self._take(sock, peer)
+                # Anything else is about one connection, which is gone already (accept(2), "Error handling").
+                if failure in _NO_DESCRIPTOR:
+                    await trio.sleep(PAUSE_S)
+                    break
+
+    def _accept_one(self, listener: socket.socket) -> int:
+        """Returns 0 or an errno."""
+        try:
+            sock, peer = listener.accept()
+        except OSError as error:
+            return error.errno or errno.EAGAIN
+        sock.setblocking(False)
+        self._take(sock, peer)
+        return 0
 
     def _take(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         self._tally.accept()
@@ -192,7 +200,7 @@ class _Run:
         self._drain_scope.deadline = trio.current_time() + self._config.drain_s
         self._framed.stop()
         with self._drain_scope:
-            while self._tally.open:
+            while self._tally.open or self._framed.copying:
                 await self._ticked.park()
         self._transparent.abort()
         self._framed.abort()

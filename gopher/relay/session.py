@@ -301,7 +301,8 @@ class Session:
                 return
             if self._requests_over and not self._raw:
                 self._drop_upstream(hard=False)
-        if self._requests_over and not events and self._records is None and self._upstream is not None:
+        sent_all = not events and self._current is not None and self._current.phase is Phase.SENT
+        if self._requests_over and sent_all and self._records is None and self._upstream is not None:
             # The upstream learns that the client has ended, as it would without the relay.
             self._upstream.finish()
         if not self._downstream_ended:

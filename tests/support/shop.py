@@ -50,7 +50,9 @@ class _Session:
 
 
 @dataclass
-class _Answer:
+class Answer:
+    """Of the shop, to one request. Empty: without."""
+
     status: HTTPStatus = HTTPStatus.OK
     page: str = ""
     location: str = ""
@@ -127,7 +129,7 @@ class Shop:
             self._changed.wait_for(lambda: self._accepted.total() + self._refused.total() >= count, WAIT_S)
         assert self.requests == count, f"{self.requests} requests instead of {count}: {self.accepted}, {self.refused}"
 
-    def answer(self, method: str, path: str, cookies: str, body: str) -> _Answer:
+    def answer(self, method: str, path: str, cookies: str, body: str) -> Answer:
         """What the shop does with a request; called by its threads."""
         with self._changed:
             delay_s = self._delays.uniform(0, self._delay_s)
@@ -140,24 +142,24 @@ class Shop:
                 answer = self._serve(kind, path, morsel.value if morsel else "", fields)
             except Refused as refused:
                 self._refused[kind] += 1
-                answer = _Answer(refused.status)
+                answer = Answer(refused.status)
             else:
                 self._accepted[kind] += 1
             self._changed.notify_all()
         return answer
 
-    def _serve(self, kind: str, path: str, session_id: str, fields: dict[str, str]) -> _Answer:
+    def _serve(self, kind: str, path: str, session_id: str, fields: dict[str, str]) -> Answer:
         if kind == "GET /" and not session_id:
-            return _Answer(page="Welcome", cookie=f"{SESSION}={self._begin(_Session())}; Path=/; HttpOnly")
+            return Answer(page="Welcome", cookie=f"{SESSION}={self._begin(_Session())}; Path=/; HttpOnly")
         if not session_id:
             raise Refused(HTTPStatus.UNAUTHORIZED)
         session = self._sessions.get(session_id)
         if session is None:
             raise Refused(HTTPStatus.FORBIDDEN)
         if kind == "GET /":
-            return _Answer(page="Welcome back")
+            return Answer(page="Welcome back")
         if kind == "GET /login":
-            return _Answer(page=self._form(session, "/login"))
+            return Answer(page=self._form(session, "/login"))
         if kind.startswith("POST") and self._tokens:
             if not session.token or fields.get(TOKEN) != session.token:
                 raise Refused(HTTPStatus.FORBIDDEN)
@@ -166,24 +168,24 @@ class Shop:
             session.user = fields["user"]
             del self._sessions[session_id]
             cookie = f"{SESSION}={self._begin(session)}; Path=/; HttpOnly"
-            return _Answer(HTTPStatus.SEE_OTHER, location="/cart", cookie=cookie)
+            return Answer(HTTPStatus.SEE_OTHER, location="/cart", cookie=cookie)
         if not session.user:
             raise Refused(HTTPStatus.UNAUTHORIZED)
         if kind == "GET /cart":
-            return _Answer(page=self._form(session, "/cart"))
+            return Answer(page=self._form(session, "/cart"))
         if kind == "POST /cart":
             session.cart.append(fields["item"])
-            return _Answer(page=self._form(session, "/checkout"))
+            return Answer(page=self._form(session, "/checkout"))
         if kind == "POST /checkout":
             self._sales.append((session.user, *session.cart))
             order = secrets.token_hex(8) if self._tokens else "last"
             session.orders.add(order)
-            return _Answer(HTTPStatus.SEE_OTHER, location=f"/order/{order}")
+            return Answer(HTTPStatus.SEE_OTHER, location=f"/order/{order}")
         if kind == "GET /order/{}" and path.removeprefix("/order/") in session.orders:
-            return _Answer(page=f"{session.user}: {', '.join(session.cart)}{self._form(session, '/logout')}")
+            return Answer(page=f"{session.user}: {', '.join(session.cart)}{self._form(session, '/logout')}")
         if kind == "POST /logout":
             del self._sessions[session_id]
-            return _Answer(HTTPStatus.SEE_OTHER, location="/", cookie=f"{SESSION}=; Path=/; Max-Age=0")
+            return Answer(HTTPStatus.SEE_OTHER, location="/", cookie=f"{SESSION}=; Path=/; Max-Age=0")
         raise Refused(HTTPStatus.NOT_FOUND)
 
     def _begin(self, session: _Session) -> str:
@@ -302,6 +304,8 @@ class Browser:
         if number == len(self._connections):
             connection = HTTPConnection("shop")
             connection.sock = self._connect()
+            # As http.client sets it on connections that it makes: a form goes out in two pieces.
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.auto_open = 0
             self._connections.append(connection)
         return self._connections[number]
@@ -315,8 +319,13 @@ class Browser:
                     self.cookies[name] = morsel.value
 
 
-def shop_once(browser: Browser, user: str) -> None:
-    """A visit: `REQUESTS_PER_VISIT` requests, each of which the shop must accept."""
+REQUESTS_PER_VISIT = 9
+NAMELESS_REQUESTS_PER_VISIT = 2
+"""Of these, they that name nothing: the first, and the one after the logout."""
+
+
+def visit(browser: Browser, user: str) -> None:
+    """Log in, fill the cart, check out, look at the order, log out. Raises: Refused."""
     browser.get("/")
     browser.get("/login")
     browser.get(browser.post("/login", user=user))
@@ -326,19 +335,14 @@ def shop_once(browser: Browser, user: str) -> None:
     browser.get(browser.post("/logout"))
 
 
-REQUESTS_PER_VISIT = 9
-REQUESTS_WITHOUT_SESSION = 2
-"""Of them: the first, and the one after the logout."""
+def visit_at_once(browsers: Sequence[Browser]) -> None:
+    """All of them visit the shop at the same time, each for a user of its own, and are closed. Raises: Refused."""
 
+    def run(browser: Browser, user: str) -> None:
+        with browser:
+            visit(browser, user)
 
-def shop_at_once(browsers: Sequence[Browser]) -> None:
-    """All of them visit the shop at the same time, each as a user of its own. The browsers are closed."""
     with ThreadPoolExecutor(len(browsers)) as pool:
-        visits = [pool.submit(_visit, browser, f"user{number}") for number, browser in enumerate(browsers)]
-    for visit in visits:
-        visit.result()
-
-
-def _visit(browser: Browser, user: str) -> None:
-    with browser:
-        shop_once(browser, user)
+        visits = [pool.submit(run, browser, f"user{number}") for number, browser in enumerate(browsers)]
+    for each in visits:
+        each.result()

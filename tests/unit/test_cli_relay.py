@@ -16,7 +16,7 @@ def refused(arguments: str) -> ConfigError:
 
 
 def test_shortest_command_has_the_documented_defaults():
-    config = parse("-r -p 3280 -u localhost:80".split())
+    config = parse(["-r", "-p", "3280", "-u", "localhost:80"])
     upstream = UpstreamConfig(name="localhost:80", host="localhost", port=80)
     assert config == RelayConfig(ports=(3280,), upstreams=(upstream,))
     assert not config.reads_messages
@@ -29,7 +29,7 @@ def test_shortest_command_has_the_documented_defaults():
 
 
 def test_missing_upstream_port_means_80():
-    assert parse("--mode=relay -p 1 -p 2,1 -u a -u [::1]".split()) == RelayConfig(
+    assert parse(["--mode=relay", "-p", "1", "-p", "2,1", "-u", "a", "-u", "[::1]"]) == RelayConfig(
         ports=(1, 2),
         upstreams=(
             UpstreamConfig(name="a", host="a", port=80),
