@@ -32,7 +32,7 @@ class Flow:
     @property
     def id(self) -> int: ...  # ascending from 1 in the order of opening
     @property
-    def client(self) -> tuple[str, int]: ...  # (address, port); address as ipaddress would print it
+    def client(self) -> tuple[str, int]: ...  # (address, port); IPv6 in hexadecimal groups, compressed
     @property
     def server(self) -> tuple[str, int]: ...
     @property

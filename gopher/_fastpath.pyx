@@ -93,12 +93,12 @@ cdef class Flow:
 
     @property
     def client(self):
-        """(address, port); the address as ipaddress prints it."""
+        """(address, port); IPv4-mapped addresses in hexadecimal, too."""
         return self._end(self._client_end)
 
     @property
     def server(self):
-        """(address, port); the address as ipaddress prints it."""
+        """(address, port); IPv4-mapped addresses in hexadecimal, too."""
         return self._end(1 - self._client_end)
 
     cdef tuple _end(self, int end):
@@ -108,7 +108,11 @@ cdef class Flow:
             address = <uint32_t>(words[1] >> (0 if end else 32))
             return f"{address >> 24}.{(address >> 16) & 255}.{(address >> 8) & 255}.{address & 255}", port
         wide = (<object>words[2 * end + 1] << 64) | <object>words[2 * end + 2]
-        return str(ipaddress.IPv6Address(wide)), port
+        text = str(ipaddress.IPv6Address(wide))
+        if "." in text:
+            # IPv4-mapped, as CPython 3.13 and newer write it: the same text for all.
+            text = f"{text.rpartition(':')[0]}:{(wide >> 16) & 0xFFFF:x}:{wide & 0xFFFF:x}"
+        return text, port
 
     def __repr__(self):
         (client, client_port), (server, server_port) = self.client, self.server

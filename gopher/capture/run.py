@@ -7,7 +7,6 @@ line. They share one thread; intake and time-outs take turns through a lock beca
 from __future__ import annotations
 
 import contextlib
-import resource
 import shutil
 import signal
 import socket
@@ -23,6 +22,7 @@ from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.source import FileSource, open_source
 from gopher.capture.tcp import Address, resolve
 from gopher.errors import CaptureError, ConfigError
+from gopher.limits import raise_descriptor_limit
 from gopher.observe.report import check_writable, to_table, write_report
 from gopher.observe.terminal import status_line
 
@@ -71,7 +71,8 @@ async def run_capture(config: CaptureConfig) -> int:
     ]
     if config.source.read_path is None:
         _refuse_self(config, flat)
-    _raise_descriptor_limit(config.mirror.max_connections * len(config.mirror.upstreams) + SPARE_DESCRIPTORS)
+    # What does not fit is shed as `no_descriptors`.
+    raise_descriptor_limit(config.mirror.max_connections * len(config.mirror.upstreams) + SPARE_DESCRIPTORS)
     own = [(address.host, address.port) for address in flat]
     source = open_source(config.source, own)
     with contextlib.closing(source):
@@ -115,22 +116,6 @@ def _wildcard_listeners() -> set[int]:
                 if state == "0A" and not address.strip("0"):
                     ports.add(int(port, 16))
     return ports
-
-
-def _raise_descriptor_limit(needed: int) -> None:
-    """As far as permitted; what does not fit then is shed as `no_descriptors`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        try:
-            # Root may raise the hard limit too.
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, needed))
-        except (OSError, ValueError):
-            needed = hard
-        else:
-            return
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class _Run:

@@ -340,12 +340,7 @@ def test_event_has_the_time_of_its_newest_packet():
 def test_ipv6_address_is_compressed(address, is_client):
     ends = ((address, 40000), SERVER6) if is_client else (CLIENT6, (address, 80))
     opened, _ = feed(Reassembler([80]), Conversation(*ends).data(HELLO).packets)
-    # What ipaddress makes of mapped addresses depends on the version of Python.
-    mapped = address.replace("::ffff:102:304", "::ffff:1.2.3.4")
-    assert (opened.flow.client, opened.flow.server) in [
-        ends,
-        tuple((mapped if a == address else a, p) for a, p in ends),
-    ]
+    assert (opened.flow.client, opened.flow.server) == ends
 
 
 @pytest.mark.parametrize("client", [("10.0.0.1", 1), ("255.255.255.255", 65535), ("203.0.113.77", 80)])
