@@ -159,7 +159,7 @@ class Reassembler:
         decap: look into VXLAN, GRE, ERSPAN and IP-in-IP for the innermost TCP packet. The tunnel's number is no part of
             a flow: tunnels that use the same addresses must not be fed to one reassembler.
         verify_checksums: drop TCP segments whose checksum is wrong. Not for captures made on a sending host: there the
-            network card computes it after the capture. A segment that the snap length cut cannot be verified and passes.
+            network card computes it after the capture. A segment cut by the snap length cannot be verified and passes.
 
     Raises:
         ValueError: an argument is out of range.

@@ -424,12 +424,12 @@ cdef class Connection:
 
     cdef int _drain(self):
         """Read answers and forget them. Returns 0, _PEER_CLOSED or a negative errno."""
-        cdef int turn
+        cdef int _turn
         cdef Py_ssize_t received
         cdef size_t wanted
         cdef bint look
         cdef char* scratch = self._pump._scratch
-        for turn in range(READS_PER_TURN):
+        for _turn in range(READS_PER_TURN):
             look = not (self._requests.c.opaque or self._responses.opaque or self._responses.until_close)
             if look and self._responses.body_left <= SCRATCH_BYTES:
                 wanted = SCRATCH_BYTES
