@@ -28,6 +28,7 @@ BENCHMARKS = {
     "capture-3-upstreams": [CAPTURE, "--rate=10000", "--upstreams=3"],
     "offline": ["benchmarks.macro.offline"],
     "latency": ["benchmarks.macro.latency"],
+    "relay": ["benchmarks.macro.relay"],
 }
 
 

@@ -289,6 +289,7 @@ class Channel:
         """Give the socket away, and what waits to be sent."""
         self._pump.remove(self._fd)
         self._fd = -1
+        self._connecting = False
         waiting = bytes(self._queue)
         self._queue.clear()
         return self.sock, waiting

@@ -8,6 +8,10 @@ clock: `now_s` comes in with each call and never goes back.
 until the shadow's answer is in; a request that contains it waits, whatever connection it is on. *Inferred* mode has no
 answers of production and binds new values to the shadow sessions of the same client.
 
+Links of several connections are not read in the order of their bytes: a request may come a few milliseconds before the
+answer of production, on another link, that its value stems from. So an unknown value in a place that a rule names waits
+for that answer a short while, if the client is amid something on another connection.
+
 Invariants: a value is replaced only by what the shadow handed out in the same structural place; each table is bounded;
 no value leaves this module but in a request to the shadow: reprs and statistics carry none.
 """
@@ -32,9 +36,10 @@ if TYPE_CHECKING:
     from gopher.http.messages import RequestHead, ResponseHead
     from gopher.relay.handed_out import HandedOut
     from gopher.relay.places import Place
-    from gopher.relay.rules import Rule
+    from gopher.relay.rules import Rule, RuleKind
 
-    # (value key, exchange that may give its counterpart), or in inferred mode (None, exchange the shadow is at)
+    # (value key, exchange that may give its counterpart); (value key, None) until production has handed the value out;
+    # in inferred mode (None, exchange the shadow is at)
     Blocker = tuple[bytes | None, Hashable]
 
 __all__ = ["Coupler", "CouplingStatistics", "Drop", "Rewritten", "Unchanged", "Wait"]
@@ -48,6 +53,11 @@ _MAX_BLOCKERS: Final = (
 )
 _MAX_AUTO_NAMES: Final = 256  # cookie names that `auto` knows to be the shadow's
 
+# Where clients use what rules of these kinds hand out, under the rule's name. Elsewhere too, but there it is known by
+# its value only.
+_USED_IN: Final[dict[RuleKind, Place]] = {
+    "cookie": "cookie", "header": "header", "query": "query", "location": "query", "form": "field", "json": "field",
+}  # fmt: skip
 _INFERRED: Final = frozenset({"cookie", "field"})
 _NO_COOKIES: Final[dict[bytes, tuple[bytes, bytes | None]]] = {}  # shared by most requests; never changed
 _NO_BLOCKERS: Final[frozenset[Blocker]] = frozenset()
@@ -69,6 +79,7 @@ class Coupler:
         rules: where values are handed out.
         auto: couple every cookie that the shadow sets, as well.
         wait_s: how long a request may be held, in seconds.
+        overtake_s: how much of that a request may wait for an answer of production that it overtook; 0 for not at all.
         policy: what becomes of a request that was held in vain: `send` it as far as it could be translated, or `drop`.
         max_aliases: bound of the table of aliases; past it the least recently used go.
         ttl_s: an alias not used for this long, in seconds, is forgotten.
@@ -81,6 +92,7 @@ class Coupler:
         *,
         auto: bool = False,
         wait_s: float = 2.0,
+        overtake_s: float = 0.25,
         policy: Literal["send", "drop"] = "send",
         max_aliases: int = 100_000,
         ttl_s: float = 86_400.0,
@@ -89,27 +101,26 @@ class Coupler:
         self._reader = ResponseReader(rules, auto=auto)
         self._auto = auto
         self._wait_s = wait_s
+        self._overtake_s = 0.0 if inferred else min(overtake_s, wait_s)
         self._policy = policy
         self._inference = Inference(max_aliases) if inferred else None
         self._cookies_only = all(rule.kind == "cookie" for rule in rules)
         # By place, the names under which a value without counterpart is a miss: those that a rule itself gives.
-        self._watched: dict[Place, set[bytes]] = {
-            "cookie": {rule.name for rule in rules if rule.kind == "cookie"},
-            "header": {rule.name for rule in rules if rule.kind == "header"},
-            "query": {rule.name for rule in rules if rule.kind == "query"},
-            "field": {rule.name for rule in rules if rule.kind == "form"},
-            "path": set(),
-        }
+        self._watched = _watched_names(rules, inferred=inferred)
 
         self._known = KnownValues(max_aliases, ttl_s)
         self._aliases = self._known.aliases
         self._exchanges: dict[Hashable, _Exchange] = {}  # oldest first
         self._swept_s = 0.0
         self._pending = self._known.pending
+        # Key -> deadline of values that requests wait for and production has not handed out, soonest first. None of
+        # them is an alias, pending or a stranger.
+        self._unseen: dict[bytes, float] = {}
         self._waiting = WaitingRoom()
-        # Values that had their chance: the shadow's answer had no counterpart, or there was no session to be bound to.
+        # Values that had their chance: the shadow's answer had no counterpart, production did not hand them out in
+        # time, or there was no session to be bound to.
         self._strangers = AliasTable(max_aliases, ttl_s)
-        # Inferred mode: client -> exchanges that the shadow has not answered -> their connections.
+        # Client -> exchanges that were sent, and of which an answer is to come -> their connections.
         self._in_flight: dict[Hashable, dict[Hashable, Hashable]] = {}
 
         self._learned = 0
@@ -207,7 +218,7 @@ class Coupler:
         before the request has been sent to the shadow. Interim answers are ignored.
 
         Returns:
-            Tickets that may go on now: where the shadow was faster than production.
+            Tickets that may go on now: where the shadow was faster than production, or need not be waited for.
         """
         if head.status < 200:
             return []
@@ -217,8 +228,7 @@ class Coupler:
         record.production_status = head.status
         if handed.unread:
             self._unread += 1
-        if record.shadow is not None:
-            return self._complete(exchange_id, record, now_s)
+        released: list[int] = []
         if handed is not NOTHING:
             for name, value in _named(handed):
                 for form, _ in _forms(value, b""):
@@ -227,7 +237,10 @@ class Coupler:
                         self._pending.setdefault(key, set()).add(exchange_id)
                         record.pending = record.pending | {key}
                         self._known.met(form)
-        return []
+                        released += self._seen(key, exchange_id, record)
+        if record.shadow is not None:
+            released += self._complete(exchange_id, record, now_s)
+        return released
 
     def shadow_response(
         self,
@@ -268,6 +281,23 @@ class Coupler:
         """
         record = self._exchanges.get(exchange_id)
         return [] if record is None else self._forget(exchange_id, record)
+
+    def tick(self, now_s: float) -> list[int]:
+        """To be called every now and then: how punctual `overtake_s` is depends on it.
+
+        Returns:
+            Tickets that may go on now: production has not handed out in time what they waited for.
+        """
+        released: list[int] = []
+        while self._unseen:
+            key, deadline_s = next(iter(self._unseen.items()))
+            if deadline_s > now_s:
+                break
+            del self._unseen[key]
+            # From before the mirror, or the client's own: it is not waited for with every request.
+            self._strangers.set(key, b"", now_s)
+            released += self._waiting.unblock((key, None))
+        return released
 
     def statistics(self) -> CouplingStatistics:
         """The counters, frozen."""
@@ -314,8 +344,11 @@ class Coupler:
         record = self._exchange(exchange_id, scan.client, scan.connection_id, scan.now_s)
         record.requested = True
         record.sent = scan.sent
-        if self._inference is not None:
-            self._in_flight.setdefault(scan.client, {})[exchange_id] = scan.connection_id
+        flying = self._in_flight.get(scan.client)
+        if flying is None:
+            self._in_flight[scan.client] = {exchange_id: scan.connection_id}
+        else:
+            flying[exchange_id] = scan.connection_id
         self._missed += scan.missed
         if head is None:
             return _UNCHANGED
@@ -336,10 +369,21 @@ class Coupler:
         if flying is not None and flying.pop(exchange_id, None) is not None:
             if not flying:
                 del self._in_flight[record.client]
-            released += self._waiting.unblock((None, exchange_id))
+            if self._inference is not None:
+                released += self._waiting.unblock((None, exchange_id))
         return released
 
     # Learning.
+
+    def _seen(self, key: bytes, exchange_id: Hashable, record: _Exchange) -> list[int]:
+        """Production handed out a value: requests that came before it wait for the shadow's answer from now on."""
+        if self._unseen.pop(key, None) is None:
+            return []
+        for ticket, held in self._waiting.waiting_for((key, None)):
+            if _is_ahead(record, held.connection_id):
+                held.awaited |= {key}
+                self._waiting.block(ticket, (key, exchange_id))
+        return self._waiting.unblock((key, None))
 
     def _complete(self, exchange_id: Hashable, record: _Exchange, now_s: float) -> list[int]:
         production, shadow = record.production, record.shadow
@@ -398,6 +442,8 @@ class Coupler:
             self._known.met(form)
             for exchange_id in self._pending.pop(key, ()):
                 released += self._waiting.unblock((key, exchange_id))
+            if self._unseen.pop(key, None) is not None:
+                released += self._waiting.unblock((key, None))
 
     def _watch(self, cookies: dict[bytes, bytes]) -> None:
         names = self._watched["cookie"]
@@ -529,9 +575,14 @@ class _Scan:
             if exchanges is not None:
                 unknown = True
                 if self.held is None and len(exchanges) <= _MAX_BLOCKERS:
-                    self.wait_for(key, ((key, each) for each in exchanges if self._is_ahead(each)))
-            elif unknown and value and coupler._inference is not None and place in _INFERRED:
-                counterpart = coupler._claim(self, place, name, value, key)
+                    records = coupler._exchanges
+                    ahead = (each for each in exchanges if _is_ahead(records[each], self.connection_id))
+                    self.wait_for(key, ((key, each) for each in ahead))
+            elif unknown and value:
+                if coupler._inference is None:
+                    self._await_production(key)
+                elif place in _INFERRED:
+                    counterpart = coupler._claim(self, place, name, value, key)
         if counterpart is None and unknown and value:
             self.missed = True
             if self.held is not None and key in self.held.awaited:
@@ -547,12 +598,21 @@ class _Scan:
             self.blockers = self.blockers | found
             self.awaited = self.awaited | {key}
 
-    def _is_ahead(self, exchange_id: Hashable) -> bool:
-        """Whether the shadow's answer to that exchange can come before this request is sent: not if its request comes
-        after this one on the same connection, or is this one.
-        """
-        record = self._coupler._exchanges[exchange_id]
-        return record.requested or record.connection_id != self.connection_id
+    def _await_production(self, key: bytes) -> None:
+        """Wait for an answer of production that may hand this value out, if there can be one that is late."""
+        coupler = self._coupler
+        # One's own connection is read in order. On another, an exchange that production has answered counts as long as
+        # the shadow has not: requests behind it are not sent yet, and production may have answered those.
+        flying = coupler._in_flight.get(self.client)
+        if (
+            self.held is None
+            and coupler._overtake_s > 0
+            and flying is not None
+            and any(connection_id != self.connection_id for connection_id in flying.values())
+            and coupler._strangers.get(key, self.now_s) is None
+            and coupler._unseen.setdefault(key, self.now_s + coupler._overtake_s) > self.now_s
+        ):
+            self.blockers = self.blockers | {(key, None)}
 
     def _note_cookie(self, name: bytes, value: bytes, counterpart: bytes | None) -> None:
         if self.sent is _NO_COOKIES:
@@ -561,6 +621,22 @@ class _Scan:
         inference = self._coupler._inference
         if inference is not None and counterpart is not None:
             inference.still_used("cookie", name, self.connection_id, value)
+
+
+def _watched_names(rules: Sequence[Rule], *, inferred: bool) -> dict[Place, set[bytes]]:
+    names: dict[Place, set[bytes]] = {"cookie": set(), "header": set(), "query": set(), "field": set(), "path": set()}
+    for rule in rules:
+        # Inferred mode learns nothing from these; and a path template without a segment before {} has no name.
+        if rule.name and not (inferred and rule.kind in {"json", "location"}):
+            names["path" if rule.template else _USED_IN[rule.kind]].add(rule.name)
+    return names
+
+
+def _is_ahead(record: _Exchange, connection_id: Hashable) -> bool:
+    """Whether the shadow's answer to the exchange can come before a request of this connection is sent: not if the
+    exchange's own comes after it on the same connection, or is it.
+    """
+    return record.requested or record.connection_id != connection_id
 
 
 def _forms(produced: bytes, shadowed: bytes) -> Iterator[tuple[bytes, bytes]]:

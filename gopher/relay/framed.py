@@ -90,6 +90,7 @@ class Coupling:
         """Let those go on that have waited long enough."""
         while self._deadlines and self._deadlines[0][0] <= now_s:
             self.release([self._deadlines.popleft()[1]])
+        self.release(self.coupler.tick(now_s))
 
 
 class Framed:

@@ -82,6 +82,15 @@ class WaitingRoom:
                 del self._tickets[blocker]
         return held
 
+    def waiting_for(self, blocker: Hashable) -> list[tuple[int, HeldRequest]]:
+        """Tickets and requests that wait for this, among other things or for nothing else."""
+        return [(ticket, self._held[ticket]) for ticket in self._tickets.get(blocker, ())]
+
+    def block(self, ticket: int, blocker: Hashable) -> None:
+        """A request that waits has to wait for this, too."""
+        self._held[ticket].blockers.add(blocker)
+        self._tickets.setdefault(blocker, []).append(ticket)
+
     def unblock(self, blocker: Hashable) -> list[int]:
         """Nobody need wait for this any more. Returns the tickets of those that now wait for nothing."""
         released = []

@@ -28,8 +28,8 @@ class Rewritten:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The request contains a value whose counterpart is on its way: hold it, and all that follows on its connection,
-    until the ticket is released or the deadline has come; then call `Coupler.proceed`.
+    """The request contains a value whose counterpart is on its way, or may be: hold it, and all that follows on its
+    connection, until the ticket is released or the deadline has come; then call `Coupler.proceed`.
     """
 
     ticket: int
@@ -62,7 +62,7 @@ class CouplingStatistics:
     held_s_sum: float
     held_s_max: float
     requests_timed_out: int
-    """Held until their deadline, and still without a counterpart."""
+    """Held until their deadline for the shadow's answer, and still without a counterpart."""
     requests_dropped: int
     """Held in vain, and not sent: the policy `drop`."""
     values_ambiguous: int

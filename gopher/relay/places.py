@@ -111,7 +111,13 @@ def rewrite_request(
         if new_lines != lines:
             headers[b"cookie"] = new_lines
     target = new_target = head.target
-    if watched["header"] or watched["query"] or not _is_plain(head, known):
+    named = watched["path"]
+    if (
+        watched["header"]
+        or watched["query"]
+        or (named and not named.isdisjoint(target.split(b"/")))
+        or not _is_plain(head, known)
+    ):
         headers.update(_rewritten_headers(head, translate))
         new_target = rewrite_target(target, translate)
     new_content = content

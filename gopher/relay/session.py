@@ -91,6 +91,8 @@ class Session:
         """What may be a PROXY header; None: no more."""
         self._records = RecordDecoder() if upstream is not None else None
         self._requests = MessageParser("request", limits=LIMITS)
+        self._switched = False
+        """Whether the client's bytes are no messages any more, from the last event on."""
         self._refused: RemoteProtocolError | None = None
         """What ends the client's messages; those before it are served first."""
         self._events: deque[MessageEvent | Pending] = deque()
@@ -216,7 +218,7 @@ class Session:
 
     def _end_of_requests(self) -> None:
         """The client sends no more; what it has sent is still answered."""
-        if not (self._requests_over or self._raw or self._refused is not None):
+        if not (self._requests_over or self._switched or self._refused is not None):
             try:
                 self._requests.end()
             except RemoteProtocolError:
@@ -236,6 +238,10 @@ class Session:
                 self._upstream.send(data)
             return
         if self._refused is not None:
+            return
+        if self._switched:
+            self._queue([Switched(data)])
+            self._go_on_later()
             return
         try:
             events = self._requests.feed(data)
@@ -261,7 +267,10 @@ class Session:
                     self._production.expect(pending)
             else:
                 self._events.append(event)
-                if type(event) is BodyReceived:
+                if type(event) is Switched:
+                    self._switched = True
+                    self._events_bytes += len(event.rest)
+                elif type(event) is BodyReceived:
                     self._events_bytes += len(event.wire)
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -286,9 +295,9 @@ class Session:
                 self._end_request()
             else:
                 assert isinstance(event, Switched)
-                # An HTTP/2 preface: nothing of this connection was for us.
+                # An HTTP/2 preface: nothing that follows is for us.
+                self._events_bytes -= len(event.rest)
                 self._become_tunnel(event.rest, b"")
-                return
         self._flush()
         if self._closed:
             return
@@ -720,6 +729,7 @@ class Session:
             for event in self._requests.resume(True):
                 assert isinstance(event, Switched)
                 from_client = event.rest
+        self._switched = True
         if self._records is not None:
             self._raw = True
             self._current = None
@@ -789,7 +799,7 @@ class Session:
             self._copies.gap(length)
         # The whole requests before the gap belong on the old connection.
         self._go_on()
-        if self._closed or self._raw or self._refused is not None:
+        if self._closed or self._switched or self._refused is not None:
             return
         try:
             self._requests.end()

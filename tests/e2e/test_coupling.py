@@ -183,6 +183,8 @@ def test_shop_refuses_what_another_shop_has_handed_out():
 @pytest.mark.parametrize("speed", SPEEDS)
 def test_every_rule_with_productions_answers(host, speed):
     plans = (one_connection, another_after_the_first_page, two_connections_in_turn)
+    if speed != "slower":
+        plans = (*plans, each_its_own)
     outcome = mirror_users(host, plans, couple=RULES, responses=True, speed=speed)
     assert_coupled(outcome)
     if speed == "slower":

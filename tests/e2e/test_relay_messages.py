@@ -1,5 +1,7 @@
 """The real relay where it reads messages: what it refuses, what it changes, the framed link, coupling, copies."""
 
+import contextlib
+import random
 import re
 import signal
 import socket
@@ -19,6 +21,7 @@ from gopher.link import (
 )
 from tests.support.clients import curl, exchange, get, noise, post
 from tests.support.command import GopherProcess
+from tests.support.conversations import CONVERSATIONS
 from tests.support.relay import RelayProcess, ScriptedServer, free_port, receive_until_end
 from tests.support.servers import ANSWER, Nginx, RecordingSink
 
@@ -70,6 +73,9 @@ class Shadow(ThreadingHTTPServer):
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
+
+    def handle_error(self, request, client_address):
+        """Clients reset their connections here, and send anything."""
 
     def note(self, path, cookie):
         with self._changed:
@@ -403,3 +409,43 @@ def test_capture_to_relay_to_nginx(host, tmp_path, responses):
     assert report["connections"]["links"] == 20
     assert report["connections"]["framed"] == (20 if responses else 0)
     assert report["failed"] == {}
+
+
+# -- hostile bytes ----------------------------------------------------------------------------------------------------
+
+
+def spoilt(data: bytes, chance: random.Random) -> bytes:
+    """Mostly as it was; else with a byte changed, or some taken away or repeated."""
+    at = chance.randrange(len(data) + 1)
+    length = chance.randrange(1, 40)
+    what = chance.randrange(8)
+    if what == 0:
+        return data[:at] + bytes([chance.randrange(256)]) + data[at + 1 :]
+    if what == 1:
+        return data[:at] + data[at + length :]
+    if what == 2:
+        return data[: at + length] + data[at:]
+    return data
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_hostile_bytes_do_not_end_the_relay(seed):
+    chance = random.Random(seed)
+    short = [each for each in CONVERSATIONS.values() if len(each.sent) + len(each.answered) < 5000]
+    options = (*MESSAGES, "--couple", "auto", "--couple", "json:/token", "--couple-wait", "0.05", "--drain", "0.2")
+    with Shadow() as shadow, RelayProcess(shadow.name, options=options) as relay:
+        for number in range(300):
+            with Link(relay, number, joined=chance.random() < 0.2) if number % 2 else relay.connect() as client:
+                send = client.send if number % 2 else client.sendall
+                with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                    for sent, _, answer in chance.choice(short).steps:
+                        records = [
+                            encode_data(side, data, 1) for side, data in ((CLIENT, sent), (SERVER, answer)) if data
+                        ]
+                        if chance.random() < 0.2:
+                            records.append(encode_gap(chance.randrange(2), chance.choice([1, 9, 1000]), 1))
+                        send(spoilt(b"".join(records) if number % 2 else sent, chance))
+        with relay.connect() as client:
+            client.sendall(b"GET /login HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert receive_answer(client).startswith(b"HTTP/1.1 200 ")
+        assert relay.stop()["connections"]["accepted"] == 301

@@ -215,6 +215,11 @@ class CouplerMachine(RuleBasedStateMachine):
         del self.sent[exchange]
         assert set(self.coupler.abandoned(exchange)) <= set(self.waiting)
 
+    @rule(after_s=st.sampled_from([0.0, 0.1, 0.3]))
+    def tick(self, after_s):
+        self.now_s += after_s
+        assert set(self.coupler.tick(self.now_s)) <= set(self.waiting)
+
     def teardown(self):
         if not hasattr(self, "coupler"):
             return
@@ -223,8 +228,9 @@ class CouplerMachine(RuleBasedStateMachine):
             self.coupler.cancel(ticket)
         for exchange in self.sent:
             self.coupler.abandoned(exchange)
+        assert self.coupler.tick(self.now_s + 1.0) == []
         assert not self.coupler._waiting._tickets
-        left = ("_exchanges", "_pending", "_in_flight")
+        left = ("_exchanges", "_pending", "_in_flight", "_unseen")
         assert {name: getattr(self.coupler, name) for name in left} == {name: {} for name in left}
 
 

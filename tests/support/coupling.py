@@ -49,6 +49,10 @@ class Traffic:
         self.production(exchange, produced)
         return self.shadow(exchange, shadowed)
 
+    def tick(self, after_s=0.0):
+        self.now_s += after_s
+        return self.coupler.tick(self.now_s)
+
     def proceed(self, ticket):
         return self.coupler.proceed(ticket, self.now_s)
 

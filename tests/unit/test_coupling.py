@@ -15,6 +15,7 @@ S2 = b"shadow-2"
 SET_P, SET_P2 = b"Set-Cookie: sid=" + P + b"; HttpOnly", b"Set-Cookie: sid=" + P2
 SET_S, SET_S2 = b"Set-Cookie: sid=" + S + b"; Path=/", b"Set-Cookie: sid=" + S2
 SENT_P, SENT_P2 = b"Cookie: sid=" + P, b"Cookie: sid=" + P2
+SIDES = ("production", "shadow")
 HTML, JSON = b"Content-Type: text/html", b"Content-Type: application/json"
 FORM = b"Content-Type: application/x-www-form-urlencoded"
 
@@ -177,7 +178,7 @@ def test_session_from_before_the_mirror_starts_with_the_shadows_answer():
 def test_of_two_answers_to_an_unknown_session_the_first_counts():
     traffic = Traffic("cookie:sid")
     traffic.request("one", SENT_P, connection="c1")
-    traffic.request("two", SENT_P, connection="c2")
+    traffic.request("two", SENT_P, connection="c2", client="other")
     for exchange, line in (("one", SET_S), ("two", SET_S2)):
         traffic.production(exchange)
         traffic.shadow(exchange, line)
@@ -210,7 +211,7 @@ def test_request_waits_for_the_shadow_and_others_flow():
     traffic.production("login", SET_P)
     wait = traffic.request("next", SENT_P, connection="c2")
     assert wait == Wait(1, traffic.now_s + 2.0)
-    assert traffic.request("other", b"Cookie: sid=other", connection="c3") == Unchanged()
+    assert traffic.request("other", b"Cookie: sid=other", client="other", connection="c3") == Unchanged()
     assert traffic.statistics.requests_waiting == 1
     traffic.now_s += 0.5
     assert traffic.shadow("login", SET_S) == [1]
@@ -299,7 +300,8 @@ def test_drop_is_only_for_what_waited():
     traffic.request("page")
     traffic.production("page", b"X-Token: pppp")
     wait = traffic.request("next", b"Cookie: sid=before-the-mirror", b"X-Token: pppp", connection="c2")
-    traffic.shadow("page", b"X-Token: ssss")
+    assert traffic.shadow("page", b"X-Token: ssss") == []
+    assert traffic.tick(0.25) == [wait.ticket]
     assert isinstance(traffic.proceed(wait.ticket), Rewritten)
     assert traffic.statistics.requests_missed == 1
 
@@ -356,12 +358,198 @@ def test_interim_answers_are_ignored():
     assert cookies_of(traffic.request("next", SENT_P)) == [b"sid=" + S]
 
 
+# Requests that overtake, on a link of their own, the answer of production that their value stems from.
+
+# One case for each place a rule names: what the answers hand out, and a request, with P for the value.
+OVERTAKING = {
+    "cookie": ("cookie:sid", b"Set-Cookie: sid=P", b"", b"/", b"Cookie: sid=P", None),
+    "header": ("header:X-Token", b"X-Token: P", b"", b"/", b"X-Token: P", None),
+    "query": ("query:sid", HTML, b"<a href='/?sid=P'>", b"/?sid=P", b"X: y", None),
+    "redirect": ("location:sid", b"Location: /?sid=P", b"", b"/?sid=P", b"X: y", None),
+    "path": ("location:/order/{}", b"Location: /order/P", b"", b"/order/P", b"X: y", None),
+    "form": ("form:csrf", HTML, b"<meta name=csrf content=P>", b"/", FORM, b"csrf=P"),
+    "json": ("json:/a/token", JSON, b'{"a": {"token": "P"}}', b"/", JSON, b'{"token": "P"}'),
+}
+
+
+@pytest.mark.parametrize("value", [b"17", b"production"])
+@pytest.mark.parametrize("case", OVERTAKING.values(), ids=OVERTAKING)
+def test_request_that_overtakes_productions_answer_waits_for_both(case, value):
+    rule, line, page, target, sent, body = case
+    traffic = Traffic(rule)
+    traffic.request("login")
+
+    def filled(text, value):
+        return text and text.replace(b"P", value)
+
+    wait = traffic.request(
+        "next", filled(sent, value), target=filled(target, value), connection="c2", content=filled(body, value)
+    )
+    assert wait == Wait(1, traffic.now_s + 2.0)
+    traffic.now_s += 0.125
+    assert traffic.production("login", filled(line, value), content=filled(page, value)) == []
+    assert traffic.tick(1.0) == []
+    assert traffic.shadow("login", filled(line, b"42"), content=filled(page, b"42")) == [wait.ticket]
+    result = traffic.proceed(wait.ticket)
+    method = b"GET " if body is None else b"POST "
+    expected = method + filled(target, b"42") + b" HTTP/1.1\r\nHost: shop\r\n" + filled(sent, b"42") + b"\r\n\r\n"
+    assert (result.head.to_bytes(), result.content) == (expected, filled(body, b"42"))
+    assert (traffic.statistics.requests_held, traffic.statistics.held_s_sum) == (1, 1.125)
+    assert traffic.statistics.requests_missed == 0
+
+
+def test_value_in_a_place_no_rule_names_is_not_waited_for():
+    traffic = Traffic("cookie:sid", "location:/order/{}", "regex:(x+)")
+    traffic.request("login")
+    assert traffic.request("next", b"Cookie: a=b", target=b"/orders/17?order=1", connection="c2") == Unchanged()
+    assert traffic.statistics.requests_missed == 0
+
+
+def test_template_that_begins_with_the_value_names_no_place():
+    traffic = Traffic("location:/{}/basket")
+    traffic.request("login")
+    assert traffic.request("next", target=b"/shop/basket", connection="c2") == Unchanged()
+
+
+@pytest.mark.parametrize("policy", ["send", "drop"])
+def test_value_production_does_not_hand_out_in_time_is_sent_and_not_waited_for_again(policy):
+    traffic = Traffic("cookie:sid", policy=policy)
+    traffic.request("slow")
+    first = traffic.request("first", SENT_P, connection="c2")
+    assert traffic.tick(0.125) == []
+    second = traffic.request("second", SENT_P, connection="c3")
+    assert traffic.tick(0.125) == [first.ticket, second.ticket]
+    assert [traffic.proceed(wait.ticket) for wait in (first, second)] == [Unchanged(), Unchanged()]
+    assert traffic.request("third", SENT_P, connection="c4") == Unchanged()
+    statistics = traffic.statistics
+    assert (statistics.requests_held, statistics.held_s_sum, statistics.held_s_max) == (2, 0.375, 0.25)
+    assert statistics.requests_missed == 3
+    assert (statistics.requests_timed_out, statistics.requests_dropped) == (0, 0)
+
+
+@pytest.mark.parametrize("who", [{"connection": "c1"}, {"connection": "c2", "client": "other"}])
+def test_only_what_the_client_does_on_another_connection_can_be_overtaken(who):
+    traffic = Traffic("cookie:sid")
+    traffic.request("slow")
+    assert traffic.request("next", SENT_P, **who) == Unchanged()
+
+
+def test_nothing_waits_for_production_when_all_is_answered():
+    traffic = Traffic("cookie:sid")
+    traffic.pair("page", b"X: y", b"X: y")
+    assert traffic.request("next", SENT_P, connection="c2") == Unchanged()
+
+
+def test_answer_to_a_request_that_is_queued_behind_another_can_be_overtaken():
+    traffic = Traffic("cookie:sid")
+    traffic.request("page")
+    traffic.production("page")  # the shadow is at it: the login behind it, on the same connection, is not sent
+    wait = traffic.request("next", SENT_P, connection="c2")
+    assert traffic.production("login", SET_P) == []
+    assert traffic.shadow("page") == []
+    traffic.request("login")
+    assert traffic.shadow("login", SET_S) == [wait.ticket]
+    assert cookies_of(traffic.proceed(wait.ticket)) == [b"sid=" + S]
+
+
+@pytest.mark.parametrize(("policy", "outcome"), [("send", Unchanged()), ("drop", Drop())])
+@pytest.mark.parametrize("shadow_first", [False, True])
+def test_policy_decides_when_the_overtaken_answer_has_no_counterpart(policy, outcome, shadow_first):
+    traffic = Traffic("cookie:sid", policy=policy)
+    traffic.request("login")
+    wait = traffic.request("next", SENT_P, connection="c2")
+    answers = [lambda: traffic.production("login", SET_P), lambda: traffic.shadow("login", status=500)]
+    released = [answer() for answer in (answers[::-1] if shadow_first else answers)]
+    assert released == [[], [wait.ticket]]
+    assert traffic.proceed(wait.ticket) == outcome
+    assert traffic.statistics.requests_timed_out == 0
+
+
+def test_value_that_the_requests_own_answer_sets_again_is_not_waited_for():
+    traffic = Traffic("cookie:sid", policy="drop")
+    traffic.request("slow")
+    wait = traffic.request("next", SENT_P, connection="c2")
+    assert traffic.production("next", SET_P) == [wait.ticket]
+    assert traffic.proceed(wait.ticket) == Unchanged()
+    assert traffic.statistics.requests_missed == 1
+
+
+def test_session_from_before_the_mirror_waits_until_the_shadow_starts_it_anew():
+    traffic = Traffic("cookie:sid")
+    traffic.request("one", SENT_P)
+    wait = traffic.request("two", SENT_P, connection="c2")
+    traffic.production("one")
+    assert traffic.shadow("one", SET_S) == [wait.ticket]
+    assert cookies_of(traffic.proceed(wait.ticket)) == [b"sid=" + S]
+
+
+def test_request_can_wait_for_productions_and_the_shadows_answer_at_once():
+    traffic = Traffic("cookie:sid", "header:x-token")
+    traffic.request("page")
+    traffic.production("page", b"X-Token: pppp")
+    traffic.request("login", connection="c2")
+    wait = traffic.request("next", SENT_P, b"X-Token: pppp", connection="c3")
+    assert traffic.production("login", SET_P) == []
+    assert traffic.shadow("page", b"X-Token: ssss") == []
+    assert traffic.shadow("login", SET_S) == [wait.ticket]
+    result = traffic.proceed(wait.ticket)
+    assert (cookies_of(result), result.head.headers.get(b"x-token")) == ([b"sid=" + S], b"ssss")
+
+
+@pytest.mark.parametrize(("wait_s", "overtake_s", "held_s"), [(2.0, 1.0, 1.0), (0.125, 0.25, 0.125)])
+def test_wait_for_production_is_capped_by_the_whole_wait(wait_s, overtake_s, held_s):
+    traffic = Traffic("cookie:sid", wait_s=wait_s, overtake_s=overtake_s)
+    traffic.request("slow")
+    wait = traffic.request("next", SENT_P, connection="c2")
+    assert wait.deadline_s == traffic.now_s + wait_s
+    assert traffic.tick(held_s - 0.0625) == []
+    assert traffic.tick(0.0625) == [wait.ticket]
+
+
+@pytest.mark.parametrize("options", [{"overtake_s": 0.0}, {"wait_s": 0.0}, {"inferred": True}])
+def test_without_productions_answers_or_time_nothing_is_taken_for_overtaken(options):
+    traffic = Traffic("json:/token", "header:x-token", "location:sid", **options)
+    traffic.request("slow")
+    lines = (b"X-Token: pppp", JSON)
+    content = b'{"token": "pppp"}'
+    assert traffic.request("next", *lines, target=b"/?sid=p", connection="c2", content=content) == Unchanged()
+
+
+def test_without_time_to_wait_for_production_no_value_loses_its_chance():
+    traffic = Traffic("cookie:sid", overtake_s=0.0)
+    traffic.request("login")
+    assert traffic.request("early", SENT_P, connection="c2") == Unchanged()
+    assert traffic.tick() == []
+    traffic.production("login", SET_P)
+    assert isinstance(traffic.request("next", SENT_P, connection="c3"), Wait)
+
+
+def test_value_that_was_waited_for_in_vain_keeps_its_chance():
+    traffic = Traffic("cookie:sid")
+    traffic.request("slow")
+    traffic.request("login", connection="c2")
+    traffic.production("login", SET_P)
+    wait = traffic.request("next", SENT_P, connection="c3")
+    traffic.coupler.abandoned("login")
+    assert traffic.proceed(wait.ticket) == Unchanged()
+    assert traffic.tick(0.25) == []
+    traffic.production("slow", SET_P)
+    assert isinstance(traffic.request("last", SENT_P, connection="c4"), Wait)
+
+
+def test_value_whose_time_is_over_is_not_waited_for_though_nobody_looked_at_the_clock():
+    traffic = Traffic("cookie:sid")
+    traffic.request("slow")
+    wait = traffic.request("next", SENT_P, connection="c2")
+    traffic.coupler.cancel(wait.ticket)
+    traffic.now_s += 0.25
+    assert traffic.request("again", SENT_P, connection="c3") == Unchanged()
+    assert traffic.tick() == []
+
+
 def interleavings(users):
-    """Every order of events in which each user's production answer comes before that user's next request."""
-    events = [(kind, user) for user in range(users) for kind in ("production", "shadow", "next")]
-    for order in itertools.permutations(events):
-        if all(order.index(("production", user)) < order.index(("next", user)) for user in range(users)):
-            yield order
+    """Every order of the answers to each user's first request, and of the next request, on another connection."""
+    return itertools.permutations([(kind, user) for user in range(users) for kind in (*SIDES, "next")])
 
 
 @pytest.mark.parametrize("users", [1, 2])
@@ -372,18 +560,17 @@ def test_in_no_order_does_the_shadow_see_a_value_that_could_be_translated(users)
             traffic.request(("login", user), connection=("c", user))
         outcomes, tickets = {}, {}
         for kind, user in order:
-            traffic.now_s += 0.1
-            released = []
+            released = traffic.tick(0.03)
             if kind == "production":
-                released = traffic.production(("login", user), b"Set-Cookie: sid=production-%d" % user)
+                released += traffic.production(("login", user), b"Set-Cookie: sid=production-%d" % user)
             elif kind == "shadow":
-                released = traffic.shadow(("login", user), b"Set-Cookie: sid=shadow-%d" % user)
+                released += traffic.shadow(("login", user), b"Set-Cookie: sid=shadow-%d" % user)
             else:
                 sent = b"Cookie: sid=production-%d" % user
                 outcomes[user] = traffic.request(("next", user), sent, connection=("d", user))
                 if isinstance(outcomes[user], Wait):
                     tickets[outcomes[user].ticket] = user
-                answered = order.index(("shadow", user)) < order.index(("next", user))
+                answered = order.index(("next", user)) > max(order.index((side, user)) for side in SIDES)
                 assert isinstance(outcomes[user], Rewritten if answered else Wait), order
             for ticket in released:
                 outcomes[tickets.pop(ticket)] = traffic.proceed(ticket)
@@ -391,6 +578,7 @@ def test_in_no_order_does_the_shadow_see_a_value_that_could_be_translated(users)
         assert [cookies_of(outcomes[user]) for user in range(users)] == [
             [b"sid=shadow-%d" % user] for user in range(users)
         ], order
+        assert traffic.statistics.requests_missed == 0
 
 
 # Bounds.
@@ -428,7 +616,7 @@ def test_exchange_that_is_never_answered_is_forgotten():
     traffic.request("login")
     traffic.production("login", SET_P)
     traffic.now_s += EXCHANGE_TTL_S + 1
-    traffic.request("later")
+    traffic.request("later", connection="c2")
     assert traffic.request("next", SENT_P, connection="c2") == Unchanged()
 
 
