@@ -1,6 +1,6 @@
 """The framed relay: downstream connections whose messages are read, because a setting asks for more than bytes.
 
-Owns what its sessions share: the pump, the upstream's addresses, time-outs, the couplers and who waits for them, and
+Owns what its downstreams share: the pump, the upstream's addresses, time-outs, the couplers and who waits for them, and
 the upstreams that get copies.
 """
 
@@ -22,9 +22,9 @@ from gopher.config import MirrorConfig
 from gopher.pump import PumpTask, ServingTask
 from gopher.relay.channel import Channel, ChannelPump
 from gopher.relay.coupling import Coupler
+from gopher.relay.downstream import Downstream
 from gopher.relay.lastword import LINGER_S
 from gopher.relay.rules import parse_rule
-from gopher.relay.session import Session
 from gopher.relay.transparent import SWEEPS_PER_IDLE_TIME, announcement
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ _NOT_SUMMED: Final = frozenset({"held_s_max", "divergences"})
 
 
 class Coupling:
-    """A coupler, and the sessions that wait for it.
+    """A coupler, and the downstreams that wait for it.
 
     Args:
         coupler: what decides.
@@ -64,25 +64,25 @@ class Coupling:
     def __init__(self, coupler: Coupler, later: Callable[[Callable[[], None]], None]) -> None:
         self.coupler = coupler
         self._later = later
-        self._waiting: dict[int, Session] = {}
+        self._waiting: dict[int, Downstream] = {}
         # All wait equally long, so it is in the order of its deadlines.
         self._deadlines: deque[tuple[float, int]] = deque()
 
-    def wait(self, wait: Wait, session: Session) -> None:
-        """A request of `session` waits."""
-        self._waiting[wait.ticket] = session
+    def wait(self, wait: Wait, downstream: Downstream) -> None:
+        """A request of `downstream` waits."""
+        self._waiting[wait.ticket] = downstream
         self._deadlines.append((wait.deadline_s, wait.ticket))
 
     def release(self, tickets: Iterable[int]) -> None:
         """These need wait no longer."""
         for ticket in tickets:
-            session = self._waiting.pop(ticket, None)
-            if session is not None:
-                self._later(partial(session.proceed, ticket))
+            downstream = self._waiting.pop(ticket, None)
+            if downstream is not None:
+                self._later(partial(downstream.proceed, ticket))
 
-    def cancel(self, session: Session) -> None:
-        """A session gives up."""
-        for ticket in [ticket for ticket, waiting in self._waiting.items() if waiting is session]:
+    def cancel(self, downstream: Downstream) -> None:
+        """A downstream gives up."""
+        for ticket in [ticket for ticket, waiting in self._waiting.items() if waiting is downstream]:
             del self._waiting[ticket]
             self.coupler.cancel(ticket)
 
@@ -94,7 +94,7 @@ class Coupling:
 
 
 class Framed:
-    """All sessions of one relay.
+    """All downstreams of one relay.
 
     Args:
         config: what was asked for.
@@ -114,10 +114,10 @@ class Framed:
         self.adopt = adopt
         self.pump = ChannelPump()
         self.task = ServingTask(self.pump, _no_decision)
-        self._sessions: set[Session] = set()
+        self._downstreams: set[Downstream] = set()
         self._ids = count(1)
-        self._connecting: deque[tuple[float, Session, Channel]] = deque()
-        self._lingering: deque[tuple[float, Session]] = deque()
+        self._connecting: deque[tuple[float, Downstream, Channel]] = deque()
+        self._lingering: deque[tuple[float, Downstream]] = deque()
         self._next_sweep_s = 0.0
         rules = [parse_rule(text) for text in config.couple]
         # On a framed link production's answers come along; elsewhere what belongs together is inferred.
@@ -152,17 +152,17 @@ class Framed:
 
     def take(self, sock: socket.socket, header: ProxyHeader, *, may_link: bool) -> None:
         """A downstream connection begins. `may_link`: it may say who it is by a PROXY protocol header."""
-        self._sessions.add(Session(self, sock, header, may_link=may_link))
+        self._downstreams.add(Downstream(self, sock, header, may_link=may_link))
 
     def take_link(self, sock: socket.socket, upstream: socket.socket, header: ProxyHeader) -> None:
         """A framed link, whose header has been read, and an upstream connection for it."""
-        self._sessions.add(Session(self, sock, header, may_link=False, upstream=upstream))
+        self._downstreams.add(Downstream(self, sock, header, may_link=False, upstream=upstream))
 
-    def forget(self, session: Session) -> None:
-        """A session is over."""
-        self._sessions.discard(session)
+    def forget(self, downstream: Downstream) -> None:
+        """A downstream is over."""
+        self._downstreams.discard(downstream)
 
-    # -- what sessions share ---------------------------------------------------------------------------------------
+    # -- what downstreams share ---------------------------------------------------------------------------------------
 
     @property
     def now_s(self) -> float:
@@ -174,7 +174,7 @@ class Framed:
         return next(self._ids)
 
     def coupling_for(self, *, exact: bool) -> Coupling | None:
-        """What couples sessions with, or without, production's answers."""
+        """What couples downstreams with, or without, production's answers."""
         return self._couplings.get(exact)
 
     def announcement(self, header: ProxyHeader) -> bytes:
@@ -186,21 +186,21 @@ class Framed:
         """The first address has failed."""
         self.addresses.append(self.addresses.pop(0))
 
-    def dialled(self, session: Session, channel: Channel) -> None:
+    def dialled(self, downstream: Downstream, channel: Channel) -> None:
         """The upstream now has the connect time-out to accept."""
         while self._connecting and not self._connecting[0][2].connecting:
             self._connecting.popleft()
-        self._connecting.append((self.now_s + self.config.connect_timeout_s, session, channel))
+        self._connecting.append((self.now_s + self.config.connect_timeout_s, downstream, channel))
 
-    def linger(self, session: Session) -> None:
+    def linger(self, downstream: Downstream) -> None:
         """The client has a while to take the last word."""
-        self._lingering.append((self.now_s + LINGER_S, session))
+        self._lingering.append((self.now_s + LINGER_S, downstream))
 
-    def copies_of(self, session: Session) -> MirroredStream | None:
+    def copies_of(self, downstream: Downstream) -> MirroredStream | None:
         """What the other upstreams get of a connection that begins."""
         if not self._copy_upstreams:
             return None
-        name = "{}.{}".format(*(session.header.client or ("unknown", 0)))
+        name = "{}.{}".format(*(downstream.header.client or ("unknown", 0)))
         return MirroredStream([StreamCopy(upstream, name) for upstream in self._copy_upstreams], midway=False)
 
     # -- time ------------------------------------------------------------------------------------------------------
@@ -210,8 +210,8 @@ class Framed:
         self.pump.look_at_clock()
         now_s = self.now_s
         while self._connecting and self._connecting[0][0] <= now_s:
-            _, session, channel = self._connecting.popleft()
-            session.connect_timed_out(channel)
+            _, downstream, channel = self._connecting.popleft()
+            downstream.connect_timed_out(channel)
         while self._lingering and self._lingering[0][0] <= now_s:
             self._lingering.popleft()[1].linger_over()
         for coupling in self._couplings.values():
@@ -221,14 +221,14 @@ class Framed:
         if now_s >= self._next_sweep_s:
             idle_s = self.config.idle_timeout_s
             self._next_sweep_s = now_s + idle_s / SWEEPS_PER_IDLE_TIME
-            for session in [each for each in self._sessions if each.last_active_s <= now_s - idle_s]:
-                session.idle()
+            for downstream in [each for each in self._downstreams if each.last_active_s <= now_s - idle_s]:
+                downstream.idle()
         self.pump.run_later()
 
     def stop(self) -> None:
         """No more connections come: those between two exchanges may go."""
-        for session in list(self._sessions):
-            session.stop()
+        for downstream in list(self._downstreams):
+            downstream.stop()
 
     @property
     def copying(self) -> bool:
@@ -237,8 +237,8 @@ class Framed:
 
     def abort(self) -> None:
         """Cut what is still open."""
-        for session in list(self._sessions):
-            session.fail("drain")
+        for downstream in list(self._downstreams):
+            downstream.fail("drain")
         for upstream in self._copy_upstreams:
             upstream.abort("drain")
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from gopher.link import ProxyHeader, Record
     from gopher.relay.framed import Coupling, Framed
 
-__all__ = ["Session"]
+__all__ = ["Downstream"]
 
 LIMITS: Final = MessageLimits()
 QUEUE_BYTES: Final = 65_536
@@ -56,7 +56,7 @@ HEAD_BYTES: Final = 1024
 """What a waiting head counts for."""
 
 
-class Session:
+class Downstream:
     """One downstream connection.
 
     Args:
