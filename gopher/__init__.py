@@ -19,21 +19,34 @@ from gopher._fastpath import (
     StreamGap,
     pack_batch,
 )
-from gopher.errors import CaptureError, CapturePermissionError, ConfigError, GopherError, UpstreamError
+from gopher.errors import (
+    BodyError,
+    CaptureError,
+    CapturePermissionError,
+    ConfigError,
+    GopherError,
+    LocalProtocolError,
+    UpstreamError,
+)
+from gopher.relay.exchange import Connection, Exchange
 from gopher.streams import Stream, read_streams
 
 __all__ = [
     "CLIENT_TO_SERVER",
     "SERVER_TO_CLIENT",
     "Batch",
+    "BodyError",
     "CaptureError",
     "CapturePermissionError",
     "ConfigError",
+    "Connection",
     "Event",
+    "Exchange",
     "Flow",
     "FlowClosed",
     "FlowOpened",
     "GopherError",
+    "LocalProtocolError",
     "Reassembler",
     "ReassemblerStatistics",
     "Stream",

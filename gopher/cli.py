@@ -179,6 +179,7 @@ def _relay(given: dict[str, dict[str, Any]]) -> RelayConfig:
     rules = settings.get("couple", ())
     settings["couple"] = tuple(rule for rule in rules if rule != "auto")
     settings["couple_auto"] = "auto" in rules
+    settings["scripts"] = tuple(settings.get("scripts", ()))
     return RelayConfig(**settings)
 
 
@@ -443,6 +444,22 @@ def _parser() -> argparse.ArgumentParser:
         type=_one_of("send", "drop"),
         metavar="POLICY",
         help="what becomes of a request that waited in vain: send or drop",
+    )
+    _add(
+        relay,
+        "--script",
+        to="relay.scripts",
+        action="append",
+        metavar="FILE",
+        help="Python file whose functions see and change exchanges, see docs/scripting.md; repeat it for several",
+    )
+    _add(
+        relay,
+        "--script-timeout",
+        to="relay.script_timeout_s",
+        type=_seconds(positive=True),
+        metavar="SECONDS",
+        help="how long a function of a script may take",
     )
 
     run = parser.add_argument_group("run")

@@ -182,6 +182,11 @@ class RelayConfig:
     """How long a request may wait for the shadow to hand out what production has handed out already."""
     couple_policy: Literal["send", "drop"] = "send"
     """What becomes of a request that waited in vain."""
+    scripts: tuple[str, ...] = ()
+    """Python files whose functions see each exchange, in this order."""
+    script_timeout_s: float = 1.0
+    """How long a function of a script may take; what it did too late has not happened. Most calls take microseconds, a
+    question to a database milliseconds; the client waits meanwhile."""
     report_path: str | None = None
     """Write the accounts here as JSON at exit."""
     duration_s: float | None = None
@@ -201,5 +206,11 @@ class RelayConfig:
     def reads_messages(self) -> bool:
         """Whether something was asked for that bytes alone do not show."""
         return bool(
-            self.couple or self.couple_auto or self.forwarded or self.host or self.marker or len(self.upstreams) > 1
+            self.couple
+            or self.couple_auto
+            or self.scripts
+            or self.forwarded
+            or self.host
+            or self.marker
+            or len(self.upstreams) > 1
         )

@@ -9,6 +9,7 @@ A message is one sentence that names the thing and the reason; `hint` says what 
 """
 
 __all__ = [
+    "BodyError",
     "CaptureError",
     "CapturePermissionError",
     "ConfigError",
@@ -86,6 +87,18 @@ class RemoteProtocolError(ProtocolError):
 
 class LocalProtocolError(ProtocolError):
     """We, or a user's script, tried to; nothing has changed."""
+
+
+class BodyError(GopherError):
+    """A script cannot have the body of a message: it is too long, or has passed by.
+
+    Attributes:
+        cut: the connection ended within it, which is no fault of the script.
+    """
+
+    def __init__(self, message: str, *, cut: bool = False) -> None:
+        super().__init__(message)
+        self.cut = cut
 
 
 class UpstreamError(GopherError):

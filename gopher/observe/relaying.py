@@ -55,6 +55,8 @@ class RelayReport:
     """Where messages are read: requests, responses, dropped, unanswered; else None."""
     coupling: dict[str, Any] | None
     """The fields of `CouplingStatistics`, summed; None if nothing is coupled."""
+    scripts: tuple[dict[str, Any], ...] = ()
+    """Of each: name, calls, failures (raised), timed_out, dropped (exchanges)."""
     copies: tuple[dict[str, Any], ...] = ()
     """The accounts of the upstreams that get copies: fields of `UpstreamAccount`."""
 
@@ -94,6 +96,8 @@ def relay_table(report: RelayReport, width: int) -> str:
         diverged = report.coupling["divergences"]
         if diverged:
             lines += _wrap(f"divergence   the shadow answered {_counts(diverged)} where production took it", width, 13)
+    for script in report.scripts:
+        lines += _wrap(f"script       {script['name']}: {_counts(script)}", width, 13)
     for copy in report.copies:
         lines += _wrap(
             f"copies       {copy['name']}: {copy['delivered_bytes']:,} bytes delivered, {copy['shed_bytes']:,} shed, "

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gopher._fastpath import CLIENT_TO_SERVER
@@ -32,9 +33,11 @@ from gopher.link import RecordDecoder, RecordType, begins_with_header, decode_he
 from gopher.relay import lastword
 from gopher.relay.channel import READ_BYTES, Channel
 from gopher.relay.coupling import Drop, Rewritten, Unchanged, Wait
+from gopher.relay.exchange import Body
 from gopher.relay.pending import Pending, Phase
 from gopher.relay.places import MAX_BODY_BYTES
 from gopher.relay.production import ProductionAnswers
+from gopher.relay.scripted import DROPPED, DROPPED_AT_END, HeldAnswer, ScriptedConnection
 
 if TYPE_CHECKING:
     import socket
@@ -54,6 +57,11 @@ LINK_QUEUE_BYTES: Final = 1 << 20
 """Of requests that wait on a framed link."""
 HEAD_BYTES: Final = 1024
 """What a waiting head counts for."""
+
+_HOLDING: Final = frozenset({Phase.WAITING, Phase.SENT, Phase.SCRIPTED})
+"""While the current request is there, what follows it waits."""
+_UNSENT: Final = frozenset({Phase.COLLECTING, Phase.WAITING, Phase.SCRIPTED, Phase.READING, Phase.SKIPPING})
+"""No answer is due."""
 
 
 class Downstream:
@@ -117,6 +125,8 @@ class Downstream:
         self._client: str
         self._connection_id: object
         self._production: ProductionAnswers | None = None
+        self._scripted: ScriptedConnection | None = None
+        """There from the client's first byte on, if there are scripts."""
         self._copies: MirroredStream | None = None
         self._failure = ""
         self._called = False
@@ -136,10 +146,15 @@ class Downstream:
         self._coupling = self._relay.coupling_for(exact=self._records is not None)
         if self._records is not None:
             self._tally.framed += 1
-            if self._coupling is not None:
-                aligned = header.link is None or not header.link.joined
+            scripts = self._relay.scripts
+            shown = self._show_production if scripts is not None and scripts.defines("production_response") else None
+            if self._coupling is not None or shown is not None:
                 self._production = ProductionAnswers(
-                    self._coupling.coupler, self._client, self._connection_id, aligned=aligned
+                    self._coupling.coupler if self._coupling is not None else None,
+                    self._client,
+                    self._connection_id,
+                    aligned=header.link is None or not header.link.joined,
+                    show=shown,
                 )
 
     # -- downstream ------------------------------------------------------------------------------------------------
@@ -228,6 +243,10 @@ class Downstream:
 
     def _take(self, data: bytes) -> None:
         """Bytes of the client."""
+        if self._scripted is None and self._relay.scripts is not None:
+            self._scripted = ScriptedConnection(
+                self._relay.scripts, self._relay.next_id(), self.header, framed=self._records is not None
+            )
         if self._copies is None:
             self._copies = self._relay.copies_of(self)
         if self._copies is not None:
@@ -280,7 +299,7 @@ class Downstream:
         events = self._events
         while events and not self._closed:
             current = self._current
-            if current is not None and (current.phase is Phase.WAITING or current.phase is Phase.SENT):
+            if current is not None and current.phase in _HOLDING:
                 break
             if self._upstream is not None and self._upstream.queued > QUEUE_BYTES:
                 break
@@ -326,7 +345,7 @@ class Downstream:
     @staticmethod
     def _is_due(pending: Pending | None) -> bool:
         """Whether a request is complete, and its answer is to come."""
-        return pending is not None and pending.phase in (Phase.WAITING, Phase.SENT)
+        return pending is not None and pending.phase in _HOLDING
 
     def _begin(self, pending: Pending) -> None:
         self._current = pending
@@ -339,18 +358,30 @@ class Downstream:
         if coupling is not None and pending.has_body and coupling.coupler.needs_request_body(pending.head):
             pending.phase = Phase.COLLECTING
             pending.pieces, pending.contents = [], []
-            if self._records is None and b"expect" in pending.head.headers:
-                # The client sends the body when it is told to, and the upstream cannot tell it before it gets the head.
-                self._downstream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-                self._swallow_continue = True
+            self._invite_body(pending)
         else:
             self._couple(pending, None)
+
+    def _invite_body(self, pending: Pending) -> None:
+        if self._records is None and b"expect" in pending.head.headers:
+            # The client sends the body when it is told to, and the upstream cannot tell it before it gets the head.
+            self._downstream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._swallow_continue = True
 
     def _pass_body(self, event: BodyReceived) -> None:
         current = self._current
         assert current is not None
         if current.phase is Phase.SENDING:
-            self._out.append(event.wire)
+            if not current.replaced:
+                self._out.append(event.wire)
+        elif current.phase is Phase.READING:
+            assert current.pieces is not None
+            assert current.slot is not None
+            current.pieces.append(event.wire)
+            body = current.slot.exchange.request.source
+            body.add(event.content)
+            if body.settled:
+                current.phase = Phase.SCRIPTED
         elif current.phase is Phase.COLLECTING:
             assert current.pieces is not None
             assert current.contents is not None
@@ -368,6 +399,10 @@ class Downstream:
         if current.phase is Phase.COLLECTING:
             assert current.contents is not None
             self._couple(current, b"".join(current.contents))
+        elif current.phase is Phase.READING:
+            current.phase = Phase.SCRIPTED
+            assert current.slot is not None
+            current.slot.exchange.request.source.end()
         elif current.phase is Phase.SENDING:
             current.phase = Phase.SENT
             if current.answered:
@@ -409,17 +444,135 @@ class Downstream:
         if isinstance(result, Rewritten):
             head, content = result.head, result.content
         self._edit(head)
+        if self._scripted is None:
+            self._send(pending, head.to_bytes() if content is None else with_body(head, content), content is not None)
+            return
+        pending.phase = Phase.SCRIPTED
+        body = self._body_of(pending)
+        if not self._scripted.begin(pending, head, body, content=content, then=partial(self._scripts_done, pending)):
+            self._scripts_done(pending)
+
+    def _send(self, pending: Pending, data: bytes, replaced: bool) -> None:
+        """Send a request: its head, or all of it if its body has been replaced."""
         pieces, pending.pieces, pending.contents = pending.pieces, None, None
+        pending.replaced = replaced
         pending.phase = Phase.SENT if pending.whole else Phase.SENDING
         if not self._open_upstream():
             return
         self._responses.expect(pending.head.method, upgrade=pending.head.upgrade)
-        if content is not None:
-            self._out.append(with_body(head, content))
+        self._out.append(data)
+        if pieces is not None and not replaced:
+            self._out += pieces
+
+    # -- scripts ---------------------------------------------------------------------------------------------------
+
+    def _body_of(self, pending: Pending) -> Body:
+        """The body of a request as scripts may read it."""
+        if not pending.has_body:
+            return Body(None)
+        if pending.contents is not None and pending.whole:
+            return Body(None, b"".join(pending.contents))
+        body = Body(partial(self._relay.turn, partial(self._read_body, pending)))
+        if pending.pieces is not None:
+            body.refuse()
+        return body
+
+    def _read_body(self, pending: Pending) -> None:
+        """A script wants the body of the request."""
+        assert pending.slot is not None
+        if self._current is not pending or pending.phase is not Phase.SCRIPTED:
+            pending.slot.exchange.request.source.cut()
+            return
+        pending.phase = Phase.READING
+        pending.pieces = []
+        if not self._events:
+            self._invite_body(pending)
+        self._go_on()
+
+    def _scripts_done(self, pending: Pending) -> None:
+        """The functions for a request have returned."""
+        scripted, slot = self._scripted, pending.slot
+        if self._current is not pending or pending.phase not in (Phase.SCRIPTED, Phase.READING):
+            # Given up meanwhile.
+            return
+        assert scripted is not None
+        assert slot is not None
+        exchange = slot.exchange
+        scripted.sent(pending)
+        if exchange.dropped:
+            self._drop(pending)
         else:
-            self._out.append(head.to_bytes())
-            if pieces is not None:
-                self._out += pieces
+            request = exchange.request
+            if "expect" not in request.headers and not pending.whole and pending.pieces is None:
+                # The upstream will not do it.
+                self._invite_body(pending)
+            self._send(pending, request.to_bytes(), request.content is not None)
+        self._go_on()
+
+    def _drop(self, pending: Pending) -> None:
+        """A script wants the request not to be sent."""
+        self._tally.dropped += 1
+        self._abandon(pending)
+        self._resume_requests()
+        if self._records is None:
+            self._tally.answer(204)
+            keep = _keeps_alive(pending.head) and (pending.whole or b"expect" not in pending.head.headers)
+            self._downstream.send(DROPPED if keep else DROPPED_AT_END)
+            if not keep:
+                self._current = None
+                self._finish_downstream()
+                return
+        self._skip(pending)
+
+    def _show_production(self, pending: Pending, content: bytes | None) -> None:
+        if self._scripted is not None:
+            self._scripted.production_response(pending, content)
+
+    def _holds_answer(self, current: Pending, head: ResponseHead) -> bool:
+        """Whether scripts look at this answer: not if it begins a tunnel."""
+        if self._scripted is None or not self._scripted.holds_answers or head.status == 101:
+            return False
+        return current.head.method != b"CONNECT" or head.status >= 300
+
+    def _hold_answer(self, current: Pending, head: ResponseHead, events: list[MessageEvent]) -> None:
+        """Scripts look at an answer before any of it is passed on."""
+        assert self._scripted is not None
+        assert self._upstream is not None
+        held = current.held = HeldAnswer(partial(self._relay.turn, partial(self._read_answer, current)))
+        self._upstream.read(False)
+        held.add(events)
+        self._scripted.shadow_response(current, head, held, partial(self._answer_scripted, current))
+
+    def _read_answer(self, current: Pending) -> None:
+        """A script wants the body of the answer."""
+        if current.held is not None and self._upstream is not None and self._current is current:
+            self._upstream.read(True)
+        elif current.held is not None:
+            current.held.body.cut()
+
+    def _add_to_held(self, held: HeldAnswer, events: Iterable[MessageEvent]) -> None:
+        held.add(events)
+        if held.body.settled and self._upstream is not None:
+            self._upstream.read(False)
+
+    def _answer_scripted(self, current: Pending) -> None:
+        """The functions for an answer have returned."""
+        held, current.held = current.held, None
+        if held is None or self._current is not current or self._closed:
+            return
+        assert current.slot is not None
+        response = current.slot.exchange.shadow_response
+        assert response is not None
+        current.answer_replaced = response.content is not None
+        if self._records is None:
+            self._spoken = True
+            self._downstream.send(response.to_bytes())
+        upstream = self._upstream
+        if upstream is not None:
+            upstream.read(self._downstream.queued <= QUEUE_BYTES)
+        self._take_answers(held.events)
+        if held.failure and not self._closed and self._upstream is upstream:
+            self._upstream_lost(held.failure)
 
     def _edit(self, head: RequestHead) -> None:
         config = self._config
@@ -456,7 +609,7 @@ class Downstream:
                     self._production.forget(last)
                 return
         current = self._current
-        if current is None or current.phase is Phase.SENT:
+        if current is None or current.whole:
             return
         if self._records is None:
             self.fail(failure)
@@ -553,33 +706,47 @@ class Downstream:
 
     def _upstream_broken(self, failure: str) -> None:
         self._drop_upstream(hard=True)
-        self._lose(failure)
+        if self._current is not None and self._current.held is not None:
+            self._current.held.lose(failure)
+        else:
+            self._lose(failure)
 
     def _upstream_over(self, failure: str) -> None:
         """The upstream has ended its connection."""
-        upstream = self._upstream
+        upstream, current = self._upstream, self._current
         if failure == "upstream_closed":
             with contextlib.suppress(RemoteProtocolError):
                 self._take_answers(self._responses.end())
         if self._upstream is not upstream or self._closed:
             return
         self._drop_upstream(hard=failure == "upstream_reset")
+        if current is not None and current.held is not None:
+            current.held.lose(failure)
+        else:
+            self._upstream_lost(failure)
+
+    def _upstream_lost(self, failure: str) -> None:
+        """The upstream's connection is gone, and what it has sent is passed on."""
         current = self._current
-        if current is None or current.phase in (Phase.COLLECTING, Phase.WAITING, Phase.SKIPPING):
+        if current is None or current.phase in _UNSENT:
             # Between requests. A client is told at its next turn; a link goes on on a new connection.
             if self._records is None and current is None and not self._events:
                 self._finish_downstream()
             return
         self._lose(failure)
 
-    def _take_answers(self, events: Iterable[MessageEvent]) -> None:
+    def _take_answers(self, events: list[MessageEvent]) -> None:
         current = self._current
+        if current is not None and current.held is not None:
+            self._add_to_held(current.held, events)
+            return
         out: list[bytes] = []
         ended = False
         switched: bytes | None = None
-        for event in events:
+        for index, event in enumerate(events):
             if type(event) is BodyReceived:
-                out.append(event.wire)
+                if current is None or not current.answer_replaced:
+                    out.append(event.wire)
                 if current is not None and current.answer_contents is not None:
                     self._keep(current, event.content)
             elif type(event) is HeadReceived:
@@ -592,6 +759,9 @@ class Downstream:
                         continue
                 else:
                     self._begin_answer(current, head, event)
+                    if self._holds_answer(current, head):
+                        self._hold_answer(current, head, events[index + 1 :])
+                        break
                 out.append(head.to_bytes())
             elif type(event) is MessageEnded:
                 if self._interim:
@@ -621,11 +791,12 @@ class Downstream:
         self._swallow_continue = False
         if self._coupling is not None and self._coupling.coupler.needs_response_body(head):
             current.answer_contents = []
-        if (
-            self._requests.paused
-            and head.status != 101
-            and not (current.head.method == b"CONNECT" and head.status < 300)
-        ):
+        if head.status != 101 and not (current.head.method == b"CONNECT" and head.status < 300):
+            self._resume_requests()
+
+    def _resume_requests(self) -> None:
+        """The client asked for a tunnel and does not get it."""
+        if self._requests.paused:
             try:
                 self._queue(self._requests.resume(False))
                 self._refused = self._requests.fault
@@ -714,7 +885,7 @@ class Downstream:
     def _downstream_drained(self) -> None:
         if self._closing and self._downstream_ended:
             self._close(hard=False)
-        elif self._upstream is not None:
+        elif self._upstream is not None and (self._current is None or self._current.held is None):
             self._upstream.read(True)
 
     # -- tunnels ---------------------------------------------------------------------------------------------------
@@ -754,6 +925,8 @@ class Downstream:
         upstream, upstream_waiting = self._upstream.detach()
         self._closed = True
         self._relay.forget(self)
+        if self._scripted is not None:
+            self._scripted.closed()
         self._end_copies(reset=False)
         self._relay.adopt(
             downstream,
@@ -815,6 +988,8 @@ class Downstream:
     def _abandon(self, pending: Pending) -> None:
         if self._coupling is not None:
             self._release(self._coupling.coupler.abandoned(pending.id))
+        if self._scripted is not None:
+            self._scripted.cut(pending)
 
     def _release(self, tickets: list[int]) -> None:
         if tickets and self._coupling is not None:
@@ -916,6 +1091,8 @@ class Downstream:
         self._downstream.close(hard=hard)
         self._end_copies(reset=hard)
         self._relay.forget(self)
+        if self._scripted is not None:
+            self._scripted.closed()
         self._tally.end(self._failure)
 
     def _end_copies(self, *, reset: bool) -> None:
@@ -928,7 +1105,7 @@ class Downstream:
             self._copies = None
 
 
-def _keeps_alive(head: ResponseHead) -> bool:
+def _keeps_alive(head: RequestHead | ResponseHead) -> bool:
     """RFC 9112 section 9.3."""
     options = head.headers.get_all(b"connection")
     if not options:

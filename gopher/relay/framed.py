@@ -23,13 +23,14 @@ from gopher.pump import PumpTask, ServingTask
 from gopher.relay.channel import Channel, ChannelPump
 from gopher.relay.coupling import Coupler
 from gopher.relay.downstream import Downstream
+from gopher.relay.hooks import Scripts
 from gopher.relay.lastword import LINGER_S
 from gopher.relay.rules import parse_rule
 from gopher.relay.transparent import SWEEPS_PER_IDLE_TIME, announcement
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from typing import Protocol
 
     from gopher._pump import Connection
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from gopher.config import RelayConfig
     from gopher.link import ProxyHeader
     from gopher.relay.coupling import Wait
+    from gopher.relay.hooks import Script
     from gopher.relay.tally import Tally
 
     class Adopt(Protocol):
@@ -101,12 +103,22 @@ class Framed:
         addresses: of each upstream.
         tally: what to count in.
         adopt: takes two sockets that have become a tunnel.
+        scripts: to call; may be none.
+        tell: prints one line.
 
     Raises:
         ConfigError: a coupling rule is none.
     """
 
-    def __init__(self, config: RelayConfig, addresses: list[list[Address]], tally: Tally, adopt: Adopt) -> None:
+    def __init__(
+        self,
+        config: RelayConfig,
+        addresses: list[list[Address]],
+        tally: Tally,
+        adopt: Adopt,
+        scripts: Sequence[Script] = (),
+        tell: Callable[[str], None] = print,
+    ) -> None:
         self.config = config
         self.tally = tally
         self.addresses = list(addresses[0])
@@ -135,6 +147,7 @@ class Framed:
             for exact in (True, False)
             if rules or config.couple_auto
         }
+        self.scripts = Scripts(scripts, config.script_timeout_s, tell, self.turn) if scripts else None
         self._copy_task = PumpTask(_copy_outcome)
         limits = MirrorConfig(upstreams=config.upstreams, connect_timeout_s=config.connect_timeout_s)
         total = Budget(limits.total_memory_bytes)
@@ -146,7 +159,12 @@ class Framed:
     @property
     def tasks(self) -> list[Callable[[], Awaitable[None]]]:
         """What has to run."""
-        return [self.task.run, self._copy_task.run] if self._copy_upstreams else [self.task.run]
+        tasks: list[Callable[[], Awaitable[None]]] = [self.task.run]
+        if self._copy_upstreams:
+            tasks.append(self._copy_task.run)
+        if self.scripts is not None:
+            tasks.append(self.scripts.run)
+        return tasks
 
     # -- connections -----------------------------------------------------------------------------------------------
 
@@ -203,6 +221,12 @@ class Framed:
         name = "{}.{}".format(*(downstream.header.client or ("unknown", 0)))
         return MirroredStream([StreamCopy(upstream, name) for upstream in self._copy_upstreams], midway=False)
 
+    def turn(self, call: Callable[[], None]) -> None:
+        """A call from outside the pump's batches, that moves connections on."""
+        self.pump.look_at_clock()
+        call()
+        self.pump.run_later()
+
     # -- time ------------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -231,8 +255,10 @@ class Framed:
             downstream.stop()
 
     @property
-    def copying(self) -> bool:
-        """Whether copies of connections are still under way."""
+    def busy(self) -> bool:
+        """Whether copies of connections or calls of scripts are still under way."""
+        if self.scripts is not None and self.scripts.busy:
+            return True
         return any(upstream.connections_pending for upstream in self._copy_upstreams)
 
     def abort(self) -> None:
@@ -241,6 +267,13 @@ class Framed:
             downstream.fail("drain")
         for upstream in self._copy_upstreams:
             upstream.abort("drain")
+
+    async def wait_scripts(self) -> None:
+        """Let the calls of scripts return that are due, `closed` of the last connections too. Checkpoint: always."""
+        await trio.lowlevel.checkpoint()
+        if self.scripts is not None:
+            with trio.move_on_after(self.config.script_timeout_s):
+                await self.scripts.wait_idle()
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 
@@ -256,6 +289,10 @@ class Framed:
         kinds = {kind for part in parts for kind in part["divergences"]}
         total["divergences"] = {kind: sum(part["divergences"].get(kind, 0) for part in parts) for kind in sorted(kinds)}
         return total
+
+    def scripting(self) -> tuple[dict[str, Any], ...]:
+        """What became of the calls of each script."""
+        return self.scripts.statistics() if self.scripts is not None else ()
 
     def copies(self) -> tuple[dict[str, Any], ...]:
         """The accounts of the upstreams that get copies."""

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gopher.http.messages import RequestHead, ResponseHead
+    from gopher.relay.exchange import Body
+    from gopher.relay.hooks import Slot
+    from gopher.relay.scripted import HeldAnswer
 
 __all__ = ["Pending", "Phase"]
 
@@ -22,6 +25,10 @@ class Phase(enum.Enum):
     SENT = 4
     SKIPPING = 5
     """The rest of it goes nowhere."""
+    SCRIPTED = 6
+    """Scripts have it."""
+    READING = 7
+    """Scripts have it, and want its body."""
 
 
 class Pending:
@@ -59,6 +66,17 @@ class Pending:
     """Of what is kept of it."""
     produced_left = 0
     """Bytes of the body of production's answer that have not come, if its length is known."""
+
+    slot: Slot | None = None
+    """What scripts see, once its turn has come."""
+    replaced = False
+    """Whether the client's body gives way to another one."""
+    produced_body: Body | None = None
+    """Of production's answer, while it waits for the request's turn."""
+    held: HeldAnswer | None = None
+    """The answer, while scripts have it."""
+    answer_replaced = False
+    """Whether the answer's body gives way to another one."""
 
     def __init__(self, number: int, head: RequestHead, *, has_body: bool) -> None:
         self.id = number

@@ -14,7 +14,7 @@ from gopher.http.messages import BodyReceived, HeadReceived, MessageEnded, Messa
 from gopher.relay.places import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from gopher.http.messages import MessageEvent
     from gopher.relay.coupling import Coupler
@@ -30,14 +30,24 @@ class ProductionAnswers:
     """Of one captured connection. Methods return the coupler's tickets that may go on now.
 
     Args:
-        coupler: is shown the answers.
+        coupler: learns from the answers; None if nothing is coupled.
         client: address of the client.
         connection_id: of the captured connection.
         aligned: whether the first byte of production on the link begins the answer to the first request on it.
+        show: called with each request whose answer is complete, and the body; None for one that is too long.
     """
 
-    def __init__(self, coupler: Coupler, client: str, connection_id: object, *, aligned: bool) -> None:
+    def __init__(
+        self,
+        coupler: Coupler | None,
+        client: str,
+        connection_id: object,
+        *,
+        aligned: bool,
+        show: Callable[[Pending, bytes | None], None] | None = None,
+    ) -> None:
         self._coupler = coupler
+        self._show = show
         self._client = client
         self._connection_id = connection_id
         self._aligned = aligned
@@ -102,9 +112,11 @@ class ProductionAnswers:
     def lose(self) -> list[int]:
         """No more answers are to be paired."""
         self.lost = True
-        released = []
+        released: list[int] = []
         while self._unanswered:
-            released += self._coupler.abandoned(self._unanswered.popleft().id)
+            pending = self._unanswered.popleft()
+            if self._coupler is not None:
+                released += self._coupler.abandoned(pending.id)
         return released
 
     def _read(self, events: Iterable[MessageEvent], now_s: float) -> list[int]:
@@ -117,7 +129,7 @@ class ProductionAnswers:
                     pending = self._unanswered[0]
                     pending.produced = head
                     pending.produced_left = event.length or 0
-                    if self._coupler.needs_response_body(head):
+                    if self._show is not None or self._learns_from_body(head):
                         pending.produced_contents = []
             elif isinstance(event, BodyReceived):
                 pending = self._unanswered[0]
@@ -139,6 +151,15 @@ class ProductionAnswers:
         assert pending.produced is not None
         contents, pending.produced_contents = pending.produced_contents, None
         content = None if contents is None else b"".join(contents)
+        if self._show is not None:
+            self._show(pending, content)
+        if self._coupler is None:
+            return []
+        if not self._learns_from_body(pending.produced):
+            content = None
         return self._coupler.production_response(
             pending.id, self._client, self._connection_id, pending.produced, content, now_s
         )
+
+    def _learns_from_body(self, head: ResponseHead) -> bool:
+        return self._coupler is not None and self._coupler.needs_response_body(head)

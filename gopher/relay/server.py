@@ -28,11 +28,13 @@ from gopher.observe.relaying import RelayReport, relay_table, relay_to_json
 from gopher.observe.report import check_writable, write_text
 from gopher.relay import lastword
 from gopher.relay.framed import Framed
+from gopher.relay.hooks import load_scripts
 from gopher.relay.tally import Tally
 from gopher.relay.transparent import Transparent
 
 if TYPE_CHECKING:
     from gopher.config import RelayConfig
+    from gopher.relay.hooks import Script
 
 __all__ = ["run_relay"]
 
@@ -65,11 +67,12 @@ async def run_relay(config: RelayConfig) -> int:
     """
     if config.report_path is not None:
         check_writable(config.report_path)
+    scripts = load_scripts(config.scripts)
     addresses = [await resolve(upstream) for upstream in config.upstreams]
     raise_descriptor_limit(config.max_connections * (1 + len(config.upstreams)) + SPARE_DESCRIPTORS)
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(_listen(config.listen_host, port)) for port in config.ports]
-        return await _Run(config, addresses, listeners).run()
+        return await _Run(config, addresses, listeners, scripts).run()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -90,10 +93,17 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Run:
-    def __init__(self, config: RelayConfig, addresses: list[list[Address]], listeners: list[socket.socket]) -> None:
+    def __init__(
+        self,
+        config: RelayConfig,
+        addresses: list[list[Address]],
+        listeners: list[socket.socket],
+        scripts: list[Script],
+    ) -> None:
         self._config = config
         self._addresses = addresses
         self._listeners = listeners
+        self._scripts = scripts
         self._tally = Tally()
         self._ticked = trio.lowlevel.ParkingLot()
         self._accept_scope = trio.CancelScope()
@@ -108,7 +118,7 @@ class _Run:
         config = self._config
         async with trio.open_nursery() as nursery:
             self._transparent = Transparent(config, self._addresses[0], self._tally, nursery, self._take_link)
-            self._framed = Framed(config, self._addresses, self._tally, self._transparent.adopt)
+            self._framed = Framed(config, self._addresses, self._tally, self._transparent.adopt, self._scripts, _tell)
             await nursery.start(self._signals)
             for task in (self._transparent.task.run, *self._framed.tasks):
                 nursery.start_soon(task)
@@ -200,10 +210,11 @@ class _Run:
         self._drain_scope.deadline = trio.current_time() + self._config.drain_s
         self._framed.stop()
         with self._drain_scope:
-            while self._tally.open or self._framed.copying:
+            while self._tally.open or self._framed.busy:
                 await self._ticked.park()
         self._transparent.abort()
         self._framed.abort()
+        await self._framed.wait_scripts()
 
     async def _signals(self, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as received:
@@ -264,6 +275,7 @@ class _Run:
             if reads_messages
             else None,
             coupling=self._framed.coupling(),
+            scripts=self._framed.scripting(),
             copies=self._framed.copies(),
         )
 
@@ -282,3 +294,8 @@ def _plain(address: tuple[str, int]) -> tuple[str, int]:
     """An IPv4 client of a socket that listens for both comes as ::ffff:192.0.2.1."""
     host = address[0].partition("%")[0]
     return host.removeprefix("::ffff:") if host.startswith("::ffff:") and "." in host else host, address[1]
+
+
+def _tell(line: str) -> None:
+    """A failure, which is said even when nothing else is."""
+    print(f"gopher: {line}", file=sys.stderr, flush=True)

@@ -11,24 +11,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from gopher.link import (
-    LinkInfo,
-    ProxyHeader,
     encode_data,
-    encode_fin,
     encode_gap,
-    encode_header,
     encode_rst,
 )
 from tests.support.clients import curl, exchange, get, noise, post
 from tests.support.command import GopherProcess
 from tests.support.conversations import CONVERSATIONS
-from tests.support.relay import RelayProcess, ScriptedServer, free_port, receive_until_end
+from tests.support.relay import CLIENT, SERVER, Link, RelayProcess, ScriptedServer, free_port, receive_until_end
 from tests.support.servers import ANSWER, Nginx, RecordingSink
 
 pytestmark = pytest.mark.e2e
 
 MESSAGES = ("--couple", "cookie:SID")
-CLIENT, SERVER = 0, 1
 
 
 class Shadow(ThreadingHTTPServer):
@@ -90,42 +85,6 @@ class Shadow(ThreadingHTTPServer):
         self.shutdown()
         self._thread.join()
         super().__exit__(*exc_info)
-
-
-class Link:
-    """A framed link, as a capturing gopher sends it."""
-
-    def __init__(self, relay, number=1, *, joined=False):
-        header = ProxyHeader(
-            client=("192.0.2.1", 1000 + number),
-            server=("192.0.2.2", 80),
-            unique_id=number.to_bytes(16, "big"),
-            link=LinkInfo(framed=True, joined=joined, start_ns=1),
-        )
-        self._sock = relay.connect()
-        self._sock.sendall(encode_header(header))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self._sock.close()
-
-    def send(self, *records):
-        self._sock.sendall(b"".join(records))
-
-    def request(self, path, cookie=""):
-        line = f"Cookie: {cookie}\r\n" if cookie else ""
-        self.send(encode_data(CLIENT, f"GET {path} HTTP/1.1\r\nHost: a\r\n{line}\r\n".encode(), 1))
-
-    def response(self, fields=""):
-        self.send(encode_data(SERVER, f"HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n".encode(), 1))
-
-    def end(self):
-        """End both directions, and wait for the relay to close."""
-        self.send(encode_fin(CLIENT, 1), encode_fin(SERVER, 1))
-        self._sock.shutdown(socket.SHUT_WR)
-        assert receive_until_end(self._sock) == b""
 
 
 # -- what could be read in two ways -----------------------------------------------------------------------------------
@@ -428,11 +387,13 @@ def spoilt(data: bytes, chance: random.Random) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_hostile_bytes_do_not_end_the_relay(seed):
+@pytest.mark.parametrize(("seed", "scripts"), [(0, ()), (1, ()), (2, ("look", "read"))])
+def test_hostile_bytes_do_not_end_the_relay(seed, scripts):
     chance = random.Random(seed)
     short = [each for each in CONVERSATIONS.values() if len(each.sent) + len(each.answered) < 5000]
     options = (*MESSAGES, "--couple", "auto", "--couple", "json:/token", "--couple-wait", "0.05", "--drain", "0.2")
+    for name in scripts:
+        options += ("--script", f"tests/support/scripts/{name}.py")
     with Shadow() as shadow, RelayProcess(shadow.name, options=options) as relay:
         for number in range(300):
             with Link(relay, number, joined=chance.random() < 0.2) if number % 2 else relay.connect() as client:
@@ -448,4 +409,6 @@ def test_hostile_bytes_do_not_end_the_relay(seed):
         with relay.connect() as client:
             client.sendall(b"GET /login HTTP/1.1\r\nHost: a\r\n\r\n")
             assert receive_answer(client).startswith(b"HTTP/1.1 200 ")
-        assert relay.stop()["connections"]["accepted"] == 301
+        report = relay.stop()
+    assert report["connections"]["accepted"] == 301
+    assert not any(each["failures"] for each in report["scripts"]), relay.stderr

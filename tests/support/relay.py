@@ -1,4 +1,4 @@
-"""The real `gopher -r` in a process of its own, and a server that answers from a script."""
+"""The real `gopher -r` in a process of its own, a framed link to it, and a server that answers from a script."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from gopher.link import LinkInfo, ProxyHeader, encode_data, encode_fin, encode_header
 from tests.support.clients import receive_exactly
 from tests.support.command import GopherProcess, assert_clean
 from tests.support.netns import Namespace
 
 READY = re.compile(r"gopher: relaying on ports? [\d,]+( of \S+)?, to \d+ upstreams?$")
 DEADLINE_S = 20.0
+CLIENT, SERVER = 0, 1
 
 
 def free_port() -> int:
@@ -65,6 +67,42 @@ class RelayProcess(GopherProcess):
         assert counts["open"] == 0, self.report
         assert counts["failed"] == sum(self.report["failed"].values()), self.report
         return self.report
+
+
+class Link:
+    """A framed link, as a capturing gopher sends it."""
+
+    def __init__(self, relay, number=1, *, joined=False):
+        header = ProxyHeader(
+            client=("192.0.2.1", 1000 + number),
+            server=("192.0.2.2", 80),
+            unique_id=number.to_bytes(16, "big"),
+            link=LinkInfo(framed=True, joined=joined, start_ns=1),
+        )
+        self._sock = relay.connect()
+        self._sock.sendall(encode_header(header))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self._sock.close()
+
+    def send(self, *records):
+        self._sock.sendall(b"".join(records))
+
+    def request(self, path, cookie=""):
+        line = f"Cookie: {cookie}\r\n" if cookie else ""
+        self.send(encode_data(CLIENT, f"GET {path} HTTP/1.1\r\nHost: a\r\n{line}\r\n".encode(), 1))
+
+    def response(self, fields=""):
+        self.send(encode_data(SERVER, f"HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n".encode(), 1))
+
+    def end(self):
+        """End both directions, and wait for the relay to close."""
+        self.send(encode_fin(CLIENT, 1), encode_fin(SERVER, 1))
+        self._sock.shutdown(socket.SHUT_WR)
+        assert receive_until_end(self._sock) == b""
 
 
 def receive_until_end(sock: socket.socket) -> bytes:

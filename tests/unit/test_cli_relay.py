@@ -45,6 +45,7 @@ def test_every_option_sets_its_field():
             *("--idle-timeout", "7", "--connect-timeout", "2", "--max-connections", "9", "--proxy-protocol", "v2"),
             *("--forwarded", "--host", "shadow", "--marker", "X-Mirrored:  1", "--couple", "auto"),
             *("--couple", "cookie:SID", "--couple-wait", "0.5", "--couple-policy", "drop"),
+            *("--script", "b.py", "--script", "a.py", "--script-timeout", "0.2"),
             *("--report", "r.json", "--duration", "3", "--drain", "0", "-q"),
         ]
     )
@@ -64,6 +65,8 @@ def test_every_option_sets_its_field():
         couple_auto=True,
         couple_wait_s=0.5,
         couple_policy="drop",
+        scripts=("b.py", "a.py"),
+        script_timeout_s=0.2,
         report_path="r.json",
         duration_s=3,
         drain_s=0,
@@ -72,7 +75,8 @@ def test_every_option_sets_its_field():
 
 
 @pytest.mark.parametrize(
-    "option", ["--couple auto", "--couple cookie:a", "--forwarded", "--host b", "--marker A:b", "-u second"]
+    "option",
+    ["--couple auto", "--couple cookie:a", "--forwarded", "--host b", "--marker A:b", "--script c.py", "-u second"],
 )
 def test_what_bytes_do_not_show_makes_the_relay_read_messages(option):
     assert parse(f"-r -p 3280 -u a {option}".split()).reads_messages

@@ -17,6 +17,7 @@ REPORT = RelayReport(
     answers={"502": 2},
     exchanges={"requests": 5, "responses": 4, "dropped": 0, "unanswered": 1},
     coupling={"aliases_learned": 3, "held_s_sum": 0.25, "requests_missed": 0, "divergences": {"403": 2}},
+    scripts=({"name": "a.py", "calls": 9, "failures": 1, "timed_out": 0, "dropped": 2},),
     copies=({"name": "b:80", "delivered_bytes": 10, "shed_bytes": 0, "pending_bytes": 1},),
 )
 
@@ -32,6 +33,7 @@ def test_table_has_every_figure_that_is_not_zero():
         "answers      given by the relay itself: 2 times 502",
         "coupling     3 aliases learned, 0.250 held s sum",
         "divergence   the shadow answered 2 403 where production took it",
+        "script       a.py: 9 calls, 1 failures, 2 dropped",
         "copies       b:80: 10 bytes delivered, 0 shed, 1 pending",
     ]
 
