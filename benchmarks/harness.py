@@ -251,7 +251,8 @@ class Gopher(Process):
                 SHADOW_CORE, *command, "-c", "-i", "lo", "-p", str(port), *upstreams, "--report", self._report, *options
             ),
             directory / "gopher.log",
-            cwd=ROOT,
+            # Not the root: -m would take the gopher that lies there, whichever Python is asked.
+            cwd=directory,
         )
         self.wait_for_line("gopher: capturing on")
 

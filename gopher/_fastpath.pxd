@@ -26,6 +26,7 @@ cdef class StreamData:
     cdef readonly uint64_t offset
     cdef readonly bytes data
     cdef readonly int64_t time_ns
+    cdef readonly int64_t since_ns
 
 cdef class StreamGap:
     cdef readonly Flow flow

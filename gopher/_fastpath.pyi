@@ -68,6 +68,8 @@ class StreamData:
     def data(self) -> bytes: ...
     @property
     def time_ns(self) -> int: ...  # of the newest packet in it
+    @property
+    def since_ns(self) -> int: ...  # of the oldest packet in it
 
 @final
 class StreamGap:

@@ -481,6 +481,7 @@ cdef class Reassembler:
             data.direction = record.direction
             data.offset = record.offset
             data.time_ns = record.time_ns
+            data.since_ns = record.since_ns
             data.data = join_pieces(self._table.pieces, record)
             return data
         if record.kind == OUT_GAP:

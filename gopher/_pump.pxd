@@ -4,6 +4,11 @@ from libc.stdint cimport int64_t, uint64_t
 
 from gopher.http.framing cimport HttpFramer, RequestFramer
 
+cdef enum:
+    # Half octaves from 2**14 ns (16 us) to 2**35 ns (34 s), and what is beyond.
+    LATENCY_FIRST_BIT = 14
+    LATENCY_BUCKETS = 44
+
 
 cdef class Budget:
     cdef readonly int64_t limit         # bytes
@@ -21,6 +26,10 @@ cdef class Ledger:
     cdef readonly dict shed             # reason -> bytes
     cdef readonly int64_t established   # connections that came up
     cdef readonly int64_t responses     # bytes read from the upstream and thrown away
+    cdef uint64_t[LATENCY_BUCKETS] _latencies   # runs of bytes by their time from the tap to the socket
+    cdef int64_t _latency_ns            # sum of these times
+
+    cdef void _note_latency(self, int64_t captured_ns) noexcept
 
     cpdef void add_shed(self, str reason, int64_t length)
 
@@ -29,6 +38,7 @@ cdef class Pump:
     cdef readonly int epoll_fd
     cdef readonly int open              # connections with a descriptor
     cdef readonly int blocked           # connections with bytes that their socket refused
+    cdef public int64_t captured_ns     # when the bytes that are being written were captured, since 1970; 0: unknown
     cdef char* _scratch                 # owned; answers are read into it and forgotten
 
 
@@ -38,7 +48,7 @@ cdef class Connection:
     cdef readonly object owner          # whose stream this is; the pump's user finds its way back by it
     cdef RequestFramer _requests        # borrowed state: what has been asked on this stream
     cdef HttpFramer _responses          # what has been answered on this connection
-    cdef object _queue                  # deque of (bytes that the socket has not taken, overhead)
+    cdef object _queue                  # deque of (bytes that the socket has not taken, overhead, captured_ns)
     cdef Py_ssize_t _head               # bytes of _queue[0][0] that it has taken
     cdef readonly Py_ssize_t queued     # bytes, the client's and others
     cdef Py_ssize_t _pending            # the client's bytes among them

@@ -9,6 +9,7 @@ PEER_CLOSED: Final[int]
 OVER_CONNECTION: Final[int]
 OVER_UPSTREAM: Final[int]
 OVER_TOTAL: Final[int]
+LATENCY_BOUNDS_NS: Final[tuple[int, ...]]
 
 class Budget:
     """A bound on queued bytes that several upstreams share."""
@@ -40,11 +41,14 @@ class Ledger:
     def established(self) -> int: ...
     @property
     def responses(self) -> int: ...
+    @property
+    def latencies(self) -> tuple[tuple[int, ...], int]: ...
     def add_shed(self, reason: str, length: int) -> None: ...
 
 class Pump:
     """One epoll descriptor and the connections on it."""
 
+    captured_ns: int
     def __init__(self) -> None: ...
     @property
     def epoll_fd(self) -> int: ...

@@ -17,8 +17,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from gopher.http.framing cimport (
     HTTP_RESPONSE,
@@ -72,6 +73,28 @@ cdef inline Py_ssize_t _behind(Py_ssize_t overhead, Py_ssize_t begin, Py_ssize_t
     return max(end, overhead) - max(begin, overhead)
 
 
+cdef extern from *:
+    int gopher_highest_bit "63 - __builtin_clzll" (uint64_t value) nogil
+
+
+LATENCY_BOUNDS_NS = tuple(
+    bound
+    for bit in range(LATENCY_FIRST_BIT, LATENCY_FIRST_BIT + LATENCY_BUCKETS // 2)
+    for bound in (2**bit, 3 * 2**bit // 2)
+)[:LATENCY_BUCKETS - 1]
+
+
+cdef inline int _latency_bucket(int64_t latency_ns) noexcept:
+    """The first bucket whose upper bound is not below `latency_ns`: two for each octave, found by two bits."""
+    cdef int bit
+    cdef uint64_t last
+    if latency_ns <= <int64_t>1 << LATENCY_FIRST_BIT:
+        return 0  # a clock that was set back makes negative ones
+    last = <uint64_t>latency_ns - 1
+    bit = gopher_highest_bit(last)
+    return min(2 * (bit - LATENCY_FIRST_BIT) + <int>((last >> (bit - 1)) & 1) + 1, LATENCY_BUCKETS - 1)
+
+
 cdef class Budget:
     """A bound on queued bytes that several upstreams share."""
 
@@ -87,6 +110,23 @@ cdef class Ledger:
         self.limit = limit
         self.connection_limit = connection_limit
         self.shed = {}
+
+    @property
+    def latencies(self):
+        """(counts, sum in ns) of the times from the tap to the upstream's socket, one for each run of bytes that it
+        took whole; the counts are one for each of `LATENCY_BOUNDS_NS`, and one for what is beyond the last.
+        """
+        return tuple([self._latencies[i] for i in range(LATENCY_BUCKETS)]), self._latency_ns
+
+    cdef void _note_latency(self, int64_t captured_ns) noexcept:
+        cdef timespec now
+        cdef int64_t latency_ns
+        if captured_ns:
+            # Packets' time stamps are of this clock. Reading it costs a hundredth of a send().
+            clock_gettime(CLOCK_REALTIME, &now)
+            latency_ns = <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec - captured_ns
+            self._latencies[_latency_bucket(latency_ns)] += 1
+            self._latency_ns += max(latency_ns, 0)
 
     cpdef void add_shed(self, str reason, int64_t length):
         """Count bytes as given up."""
@@ -297,6 +337,8 @@ cdef class Connection:
                     if self._wants_write:
                         self._pump.blocked += 1
                 if taken == length:
+                    if overhead < length:
+                        self.ledger._note_latency(self._pump.captured_ns)
                     return self._watch(False, EPOLL_CTL_MOD) if self._wants_write else 0
         self._append(data, overhead, taken)
         if not self._wants_write and self._fd >= 0:
@@ -337,7 +379,7 @@ cdef class Connection:
         # Bytes are written at once only when nothing waits, so only the first entry is ever sent in part.
         if not self._queue:
             self._head = taken
-        self._queue.append((data, overhead))
+        self._queue.append((data, overhead, self._pump.captured_ns))
         self.queued += length - taken
         self._pending += waiting
         self.ledger.pending += waiting
@@ -364,8 +406,9 @@ cdef class Connection:
         """Send from the queue. Returns 0 or a negative errno."""
         cdef bytes data
         cdef Py_ssize_t overhead, taken, counted, length
+        cdef int64_t captured_ns
         while self.queued:
-            data, overhead = self._queue[0]
+            data, overhead, captured_ns = self._queue[0]
             length = PyBytes_GET_SIZE(data) - self._head
             taken = send(self._fd, PyBytes_AS_STRING(data) + self._head, length, MSG_DONTWAIT | MSG_NOSIGNAL)
             if taken < 0:
@@ -385,6 +428,8 @@ cdef class Connection:
             else:
                 self._queue.popleft()
                 self._head = 0
+                if overhead < PyBytes_GET_SIZE(data):
+                    self.ledger._note_latency(captured_ns)
         return self._watch(False, EPOLL_CTL_MOD)
 
     cdef int _drain(self):

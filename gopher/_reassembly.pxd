@@ -85,7 +85,8 @@ cdef struct Piece:
 
 cdef struct OutRecord:
     FlowState* flow             # borrowed: its slot is not used anew before the record is delivered
-    int64_t time_ns             # capture clock
+    int64_t time_ns             # capture clock; of data, the newest packet's
+    int64_t since_ns            # the oldest packet's
     uint64_t offset
     uint64_t length             # bytes; OUT_OPENED: 1 if the flow was joined in the middle, else 0
     uint32_t first_piece

@@ -108,7 +108,7 @@ cdef inline OutRecord* add_record(Table* table, FlowState* flow, int kind, int d
     table.records_count += 1
     flow.last_event = table.records_count
     record.flow = flow
-    record.time_ns = table.packet_ns
+    record.time_ns = record.since_ns = table.packet_ns
     record.offset = offset
     record.length = length
     record.first_piece = record.last_piece = NO_PIECE

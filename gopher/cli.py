@@ -323,7 +323,8 @@ def _parser() -> argparse.ArgumentParser:
         to="source.ring_bytes",
         type=_size(minimum=_RING_MIN_BYTES, maximum=_RING_MAX_BYTES),
         metavar="SIZE",
-        help="the kernel's ring: what it can hold while gopher is busy",
+        help="the kernel's ring: what it can hold while gopher is busy (default: 0.75 s, at least 64M; with"
+        " --low-latency 188M)",
     )
     source.add_argument(
         "--low-latency",

@@ -259,6 +259,7 @@ class Mirror:
         self._own = frozenset(own)
         self._started = datetime.now(timezone.utc)
         self._started_s = trio.current_time()
+        self._pump = self.pump_task.pump
         total = Budget(config.mirror.total_memory_bytes)
         self._capture_id = os.urandom(8)
         self.upstreams = [
@@ -295,6 +296,7 @@ class Mirror:
 
         Must not be cancelled in the middle: shield it.
         """
+        pump, live = self._pump, not self._can_wait
         for event in events:
             for relay in self._relays:
                 relay.time_ns = event.time_ns
@@ -305,6 +307,9 @@ class Mirror:
                         continue
                     data = event.data
                     self._received_bytes += len(data)
+                    # How late a file's packets are says nothing.
+                    if live:
+                        pump.captured_ns = event.since_ns
                     full = stream.write(data)
                     if full is not None:
                         for copy, over in full:

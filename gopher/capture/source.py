@@ -195,7 +195,7 @@ def _activate(config: SourceConfig) -> Any:
     reader = pcapy.create(config.interface)
     reader.set_snaplen(config.snaplen_bytes)
     reader.set_timeout(config.wakeup_ms)
-    reader.set_buffer_size(config.ring_bytes)
+    reader.set_buffer_size(config.ring_room_bytes)
     reader.set_promisc(config.interface != "any")
     status = reader.activate()
     if status >= 0:  # above 0: warnings

@@ -15,8 +15,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gopher._pump import OVER_CONNECTION, OVER_TOTAL, OVER_UPSTREAM, Ledger
-from gopher.observe.accounts import ConnectionAccount, UpstreamAccount
+from gopher._pump import LATENCY_BOUNDS_NS, OVER_CONNECTION, OVER_TOTAL, OVER_UPSTREAM, Ledger
+from gopher.observe.accounts import ConnectionAccount, LatencyAccount, LatencyBucket, UpstreamAccount
 
 if TYPE_CHECKING:
     from gopher._fastpath import Flow
@@ -31,6 +31,8 @@ _OVER_REASONS: Final = {
     OVER_UPSTREAM: "upstream_memory",
     OVER_TOTAL: "total_memory",
 }
+
+_LATENCY_BOUNDS_S: Final = tuple(bound / 1e9 for bound in LATENCY_BOUNDS_NS)
 
 
 class Outlet(Protocol):
@@ -286,6 +288,8 @@ class Upstream(ABC):
     def account(self) -> UpstreamAccount:
         """A snapshot."""
         ledger = self.ledger
+        counts, sum_ns = ledger.latencies
+        bounds = (*_LATENCY_BOUNDS_S, None)
         return UpstreamAccount(
             name=self.config.name,
             captured_bytes=ledger.captured,
@@ -303,4 +307,9 @@ class Upstream(ABC):
             dials=self.dials,
             response_bytes=ledger.responses,
             answers_missed_bytes=self.answers_missed_bytes,
+            latency=LatencyAccount(
+                count=sum(counts),
+                sum_s=sum_ns / 1e9,
+                buckets=tuple(map(LatencyBucket, bounds, counts)),
+            ),
         )

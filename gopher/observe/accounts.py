@@ -13,7 +13,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["SHED_REASONS", "AccountsReport", "ConnectionAccount", "UpstreamAccount", "law_violations"]
+__all__ = [
+    "SHED_REASONS",
+    "AccountsReport",
+    "ConnectionAccount",
+    "LatencyAccount",
+    "LatencyBucket",
+    "UpstreamAccount",
+    "law_violations",
+]
 
 SHED_REASONS: dict[str, str] = {
     "gap": "the capture missed bytes: the connection was reset, the rest skipped up to the next request",
@@ -52,6 +60,42 @@ class ConnectionAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyBucket:
+    """How many times lay above the bound of the bucket before and not above this one's."""
+
+    up_to_s: float | None
+    """None: no bound."""
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyAccount:
+    """How long the bytes of one upstream took from the tap (the packet's time stamp) until its socket took them.
+
+    One time for each run of bytes that a stream brought in one turn, from the oldest packet in it. Empty for a file:
+    how late its packets are says nothing.
+    """
+
+    count: int = 0
+    sum_s: float = 0.0
+    buckets: tuple[LatencyBucket, ...] = ()
+    """In ascending order; their bounds are the same for every upstream and every run of gopher."""
+
+    def quantile_s(self, share: float) -> float | None:
+        """The time that `share` (0 to 1) of all did not exceed, interpolated within its bucket; None without any."""
+        wanted = share * self.count
+        below_s = 0.0
+        for bucket in self.buckets:
+            if bucket.count and wanted <= bucket.count:
+                return (
+                    below_s if bucket.up_to_s is None else below_s + (bucket.up_to_s - below_s) * wanted / bucket.count
+                )
+            wanted -= bucket.count
+            below_s = bucket.up_to_s or below_s
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamAccount:
     """One upstream's bytes and connections."""
 
@@ -69,6 +113,7 @@ class UpstreamAccount:
     """Answers read from the upstream and thrown away."""
     answers_missed_bytes: int = 0
     """Production's answers that a framed link had no room for; the relay was told."""
+    latency: LatencyAccount = field(default_factory=LatencyAccount)
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,9 @@ def _upstream_block(upstream: UpstreamAccount, width: int) -> list[str]:
         lines += _wrap(f"{'':6}{SHED_REASONS.get(reason, 'not a known reason')}", width, indent=6)
     lines.append(_row("  pending", upstream.pending_bytes, ends.pending))
     lines.append(f"  dials: {upstream.dials:,}; answers read: {upstream.response_bytes:,} bytes")
+    median_s, tail_s = upstream.latency.quantile_s(0.5), upstream.latency.quantile_s(0.99)
+    if median_s is not None and tail_s is not None:
+        lines.append(f"  from the tap to the socket: p50 {median_s * 1e3:.3g} ms, p99 {tail_s * 1e3:.3g} ms")
     return lines
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.accounts import assert_all_delivered, only_upstream
 from tests.support.clients import exchange, get, noise, post
 from tests.support.command import GopherProcess, assert_clean, run_gopher
-from tests.support.servers import RecordingSink, assert_mirrored
+from tests.support.servers import Nginx, RecordingSink, assert_mirrored
 
 pytestmark = pytest.mark.e2e
 
@@ -179,6 +179,49 @@ def test_2000_connections_open_at_once(host, production):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert gopher.report["connections"]["mirrored"] == 2000
     assert_all_delivered(gopher.report)
+
+
+STALL_S = 0.5
+STALL_CONNECTIONS = 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "packets_per_s"), [((), 20_000), (("--low-latency",), 4_000)])
+def test_stall_of_half_a_second_loses_nothing(host, tmp_path, options, packets_per_s):
+    """With --low-latency the kernel fills a block of the ring each millisecond, at any rate."""
+    (tmp_path / "production").mkdir()
+    (tmp_path / "shadow").mkdir()
+    request = get(1)
+    with (
+        Nginx(tmp_path / "production", [PRODUCTION], namespace=host) as production,
+        Nginx(tmp_path / "shadow", [("127.0.0.2", 3280)], namespace=host) as shadow,
+        ExitStack() as clients,
+        GopherProcess(*CAPTURE, *options, "-u", "127.0.0.2:3280", namespace=host) as gopher,
+    ):
+        opened = [clients.enter_context(host.connect(PRODUCTION)) for _ in range(STALL_CONNECTIONS)]
+        for client in opened:
+            client.sendall(request)
+        shadow.wait_requests(STALL_CONNECTIONS)
+        gopher.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        sent = 0
+        # By the clock, so that a machine that is too slow shows in `sent` and not in a longer stall.
+        while (elapsed := time.monotonic() - began) < STALL_S:
+            while sent < elapsed * packets_per_s:
+                opened[sent % STALL_CONNECTIONS].sendall(request)
+                sent += 1
+        gopher.signal(signal.SIGCONT)
+        shadow.wait_requests(STALL_CONNECTIONS + sent)
+        assert len(production.requests()) == STALL_CONNECTIONS + sent
+    assert sent > 0.9 * packets_per_s * STALL_S, f"the machine sends only {sent / STALL_S:.0f} packets/s"
+    assert gopher.report["packets"]["dropped_by_kernel"] == 0
+    assert only_upstream(gopher.report)["captured_bytes"] == len(request) * (STALL_CONNECTIONS + sent)
+    assert_all_delivered(gopher.report)
+    # Half a second of it is in the report: what was captured at the beginning of the stall was late by all of it.
+    latency = only_upstream(gopher.report)["latency"]
+    assert sum(each["count"] for each in latency["buckets"]) == latency["count"]
+    assert sum(each["count"] for each in latency["buckets"] if each["up_to_s"] is None or each["up_to_s"] > STALL_S)
+    assert " ms, p99 " in gopher.stderr
 
 
 UPSTREAM = ("-u", "127.0.0.2:3280")

@@ -328,6 +328,7 @@ def test_event_has_the_time_of_its_newest_packet():
     opened, data = feed(Reassembler([80]), conversation.packets)
     assert opened.time_ns == START_NS + 3 * 5000
     assert data.time_ns == START_NS + 4 * 5000
+    assert data.since_ns == START_NS + 3 * 5000
 
 
 # ---- addresses

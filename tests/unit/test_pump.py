@@ -6,12 +6,15 @@ import errno
 import select
 import socket
 import struct
+import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gopher._pump import (
     FINISHED,
+    LATENCY_BOUNDS_NS,
     OVER_CONNECTION,
     OVER_TOTAL,
     OVER_UPSTREAM,
@@ -341,3 +344,66 @@ def test_busy_connection_reports_the_end_at_once(stage: Stage) -> None:
     assert peer.recv(1000)
     peer.close()
     assert stage.serve_until_decision() == [(stage.connection, PEER_CLOSED)]
+
+
+@pytest.mark.parametrize("captured_ago_ns", [-(10**9), 10**6, 10**8, 10**12])
+def test_latency_counts_in_the_bucket_of_its_time(stage: Stage, captured_ago_ns: int) -> None:
+    """A time stamp in the future, from a clock that was set, counts as no time at all."""
+    stage.dial()
+    stage.accept()
+    before_ns = time.time_ns()
+    stage.pump.captured_ns = before_ns - captured_ago_ns
+    assert stage.write(REQUEST) == 0
+    after_ns = time.time_ns()
+    counts, sum_ns = stage.ledger.latencies
+    assert len(counts) == len(LATENCY_BOUNDS_NS) + 1
+    assert sum(counts) == 1
+    low_ns, high_ns = max(captured_ago_ns, 0), max(captured_ago_ns + after_ns - before_ns, 0)
+    assert low_ns <= sum_ns <= high_ns
+    edges = [-1, *LATENCY_BOUNDS_NS, 10**18]
+    bucket = counts.index(1)
+    assert edges[bucket] < high_ns + 1
+    assert low_ns <= edges[bucket + 1]
+
+
+def test_latency_of_bytes_that_waited_is_that_of_their_own_packets(stage: Stage) -> None:
+    hour_ns, second_ns = 3600 * 10**9, 10**9
+    now_ns = time.time_ns()
+    # Not dialled yet: both wait.
+    stage.pump.captured_ns = now_ns - hour_ns
+    stage.write(REQUEST)
+    stage.pump.captured_ns = now_ns - second_ns
+    stage.write(REQUEST)
+    stage.pump.captured_ns = now_ns
+    assert stage.ledger.latencies[1] == 0
+    stage.dial()
+    stage.accept()
+    while stage.connection.queued:
+        stage.serve()
+    counts, sum_ns = stage.ledger.latencies
+    assert sum(counts) == 2
+    assert counts[-1] == 1
+    assert hour_ns + second_ns <= sum_ns <= hour_ns + 2 * (time.time_ns() - now_ns) + second_ns
+
+
+def test_latency_knows_nothing_of_a_files_packets(stage: Stage) -> None:
+    stage.dial()
+    stage.accept()
+    assert stage.write(REQUEST) == 0
+    assert sum(stage.ledger.latencies[0]) == 0
+
+
+def test_latency_leaves_out_what_is_not_the_clients(stage: Stage) -> None:
+    stage.dial()
+    stage.accept()
+    stage.pump.captured_ns = 1
+    assert stage.connection.write_wrapped(b"header", 6) == 0
+    assert sum(stage.ledger.latencies[0]) == 0
+    stage.ledger.captured += 4
+    assert stage.connection.write_wrapped(b"headerbody", 6) == 0
+    assert sum(stage.ledger.latencies[0]) == 1
+
+
+def test_latency_bounds_are_half_octaves() -> None:
+    assert LATENCY_BOUNDS_NS[:3] == (16_384, 24_576, 32_768)
+    assert all(low < high <= 1.5 * low for low, high in pairwise(LATENCY_BOUNDS_NS))

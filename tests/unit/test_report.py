@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 from gopher.errors import ConfigError, GopherError
-from gopher.observe.accounts import AccountsReport, ConnectionAccount, UpstreamAccount, law_violations
+from gopher.observe.accounts import (
+    AccountsReport,
+    ConnectionAccount,
+    LatencyAccount,
+    LatencyBucket,
+    UpstreamAccount,
+    law_violations,
+)
 from gopher.observe.report import check_writable, to_json, to_table, write_report
 from gopher.observe.terminal import status_line
 
@@ -19,6 +26,16 @@ HEALTHY = UpstreamAccount(
     connections=ConnectionAccount(captured=9, delivered=7, shed=0, pending=2),
     dials=9,
     response_bytes=123_456,
+    latency=LatencyAccount(
+        count=200,
+        sum_s=0.75,
+        buckets=(
+            LatencyBucket(0.002, 0),
+            LatencyBucket(0.004, 198),
+            LatencyBucket(0.008, 1),
+            LatencyBucket(None, 1),
+        ),
+    ),
 )
 REFUSING = UpstreamAccount(
     name="machineC:3280",
@@ -117,7 +134,30 @@ def test_json_has_every_key_of_the_contract():
         "dials": 3,
         "response_bytes": 0,
         "answers_missed_bytes": 0,
+        "latency": {"count": 0, "sum_s": 0.0, "buckets": []},
     }
+    assert written["upstreams"][0]["latency"] == {
+        "count": 200,
+        "sum_s": 0.75,
+        "buckets": [
+            {"up_to_s": 0.002, "count": 0},
+            {"up_to_s": 0.004, "count": 198},
+            {"up_to_s": 0.008, "count": 1},
+            {"up_to_s": None, "count": 1},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("share", "quantile_s"), [(0.0, 0.002), (0.495, 0.003), (0.99, 0.004), (0.9925, 0.006), (1.0, 0.008)]
+)
+def test_quantile_is_interpolated_within_its_bucket(share, quantile_s):
+    """Beyond the last bound only that bound is known."""
+    assert HEALTHY.latency.quantile_s(share) == pytest.approx(quantile_s)
+
+
+def test_quantile_of_nothing():
+    assert REFUSING.latency.quantile_s(0.5) is None
 
 
 def test_report_replaces_an_older_one_through_its_link(tmp_path):
@@ -196,6 +236,7 @@ machineB:3280
   shed                                 0            0
   pending                      1,000,000            2
   dials: 9; answers read: 123,456 bytes
+  from the tap to the socket: p50 3.01 ms, p99 4 ms
 
 machineC:3280
                                    bytes  connections

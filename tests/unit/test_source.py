@@ -188,3 +188,14 @@ def test_capturing_without_permission():
         DeviceSource(SourceConfig(ports=(80,), interface="lo"), [])
     assert re.search(r"root.*setcap cap_net_raw\+ep /\S*python", caught.value.hint)
     assert caught.value.exit_status == 77
+
+
+@pytest.mark.parametrize(("wakeup_ms", "least_blocks"), [(8, 256), (1, 750), (2, 375)])
+def test_ring_holds_three_quarters_of_a_second_whatever_comes_in_a_block(wakeup_ms, least_blocks):
+    """The kernel closes a block after `wakeup_ms`, even with one packet in it."""
+    config = SourceConfig(ports=(80,), wakeup_ms=wakeup_ms)
+    assert config.ring_room_bytes == least_blocks * 256 * 1024
+
+
+def test_ring_of_the_users_size():
+    assert SourceConfig(ports=(80,), wakeup_ms=1, ring_bytes=1 << 20).ring_room_bytes == 1 << 20
