@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks import harness
 
 WARM_UP_S = 0.5
+SCRIPTS = Path(__file__).parent / "scripts"
 KINDS = {
     "transparent": (),
     "messages": ("--marker", "X-Mirrored:1"),
@@ -29,6 +30,8 @@ KINDS = {
         for rule in ("auto", "header:X-CSRF-Token", "json:/data/token", "form:csrf_token", "query:sid", "location:sid")
         for word in ("--couple", rule)
     ),
+    "async script": ("--script", str(SCRIPTS / "async.py")),
+    "plain script": ("--script", str(SCRIPTS / "plain.py")),
 }
 # How many times nginx's CPU each may take.
 BARS = {"transparent": 1.0, "cookie": 2.0, "rules": 4.0}

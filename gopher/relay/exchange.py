@@ -10,7 +10,6 @@ and what would change how the other side finds the end is refused.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -40,6 +39,7 @@ _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _FRAMED_BY_METHOD: Final = frozenset({b"HEAD", b"CONNECT"})
 _WITHOUT_BODY: Final = frozenset({204, 304})
 _ERRORS: Final = "surrogateescape"
+_TOO_LONG: Final = f"the body is longer than the {MAX_BODY_BYTES:,} bytes that a script may have"
 _PASSED_BY: Final = "the body has passed by: it can be read only in the function of its own message"
 
 HeadT = TypeVar("HeadT", RequestHead, ResponseHead)
@@ -100,10 +100,10 @@ class Body:
             self._content = b"".join(self._contents)
             self._settle(None)
 
-    def refuse(self) -> None:
+    def refuse(self, reason: str = _TOO_LONG) -> None:
         """There is too much of it."""
         self._content = b""
-        self._settle(BodyError(f"the body is longer than the {MAX_BODY_BYTES:,} bytes that a script may have"))
+        self._settle(BodyError(reason))
 
     def pass_by(self) -> None:
         """It is sent on, and not kept any longer."""
@@ -221,12 +221,16 @@ class Message(Generic[HeadT]):
         self.source = body
         self.content = content
         """The body that takes the place of the original one; None to leave that one as it comes. For the relay."""
-        self.headers = HeaderLines(self)
         self._locked = locked
         self._waiter: Waiter | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
+
+    @property
+    def headers(self) -> HeaderLines:
+        """The header lines, to be read and changed."""
+        return HeaderLines(self)
 
     @property
     def version(self) -> str:
@@ -292,11 +296,12 @@ class Message(Generic[HeadT]):
 
     def draft(self: MessageT, waiter: Waiter | None, *, locked: str) -> MessageT:
         """One of its own to be changed, or only looked at. `waiter`: None if the body cannot come any more."""
-        draft = copy.copy(self)
+        # By hand: copy.copy takes three times as long, and one is made for each call of a function.
+        draft = type(self).__new__(type(self))
+        draft.__dict__.update(self.__dict__)
         if not locked:
             head: Any = self._head
             draft._head = head.copy()
-        draft.headers = HeaderLines(draft)
         draft._locked = locked
         draft._waiter = waiter
         return draft
@@ -476,7 +481,8 @@ class Exchange:
             stage: "request", "production_response" or "shadow_response".
             waiter: waits for the body of that message.
         """
-        draft = copy.copy(self)
+        draft = Exchange.__new__(Exchange)
+        draft.__dict__.update(self.__dict__)
         draft.metadata = dict(self.metadata)
         draft._locked = "" if stage == "request" else "its request has been sent"
         asked = stage == "request"

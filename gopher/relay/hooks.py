@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import queue
 import sys
 import threading
 import traceback
@@ -39,6 +40,8 @@ FUNCTIONS: Final = ("connected", "request", "production_response", "shadow_respo
 """What a script may define."""
 THREADS: Final = 32
 """For plain functions, all scripts together."""
+MAX_RESTING: Final = 64
+"""Tasks that are kept for later."""
 MAX_TOLD: Final = 1_000
 """Different failures that are told."""
 MAX_MESSAGE: Final = 300
@@ -182,27 +185,20 @@ class Slot:
 class _Call:
     """One call of one function, as it waits for bodies."""
 
-    def __init__(self, is_async: bool, limit_s: float) -> None:
-        self.is_async = is_async
+    def __init__(self, function: _Function, limit_s: float) -> None:
+        self.function = function
         self.limit_s = limit_s
         self.began_s = trio.current_time()
         self.waited_s = 0.0
         """For bodies: not the function's own time."""
         self.scope = trio.CancelScope(deadline=self.began_s + limit_s)
-        self.thread: int | None = None
-        """That a plain function runs in."""
-        self.returned = False
-        self.given_up = False
 
     @property
     def is_late(self) -> bool:
         return trio.current_time() - self.began_s - self.waited_s > self.limit_s
 
     def wait(self, body: Body) -> None:
-        """Of a plain function, in its thread."""
-        if self.is_async:
-            raise BodyError("the body has not come yet: an async function has to await read() before")
-        trio.from_thread.run(self.wait_settled, body)
+        raise BodyError("the body has not come yet: an async function has to await read() before")
 
     async def wait_settled(self, body: Body) -> None:
         """In the relay's thread. Checkpoint: always."""
@@ -215,6 +211,104 @@ class _Call:
         finally:
             self.waited_s += trio.current_time() - began_s
             self.scope.deadline = self.began_s + self.waited_s + self.limit_s
+
+
+class _PlainCall(_Call):
+    """Of a plain function, which runs in a thread."""
+
+    draft: Connection | Exchange
+
+    def __init__(self, function: _Function, limit_s: float) -> None:
+        super().__init__(function, limit_s)
+        self._token = trio.lowlevel.current_trio_token()
+        self._error: BaseException | None = None
+        self.over = trio.Event()
+        """It has returned, or raised."""
+        self.thread = 0
+        """That it runs in; 0 before."""
+        self.given_up = False
+        self.lost = False
+        """Given up, and in its thread."""
+
+    def wait(self, body: Body) -> None:
+        """In its thread."""
+        trio.from_thread.run(self.wait_settled, body, trio_token=self._token)
+
+    def make(self) -> None:
+        """In its thread."""
+        # In this order: who gives up looks at them the other way round.
+        self.thread = threading.get_ident()
+        if self.given_up:
+            return
+        try:
+            result = self.function.call(self.draft)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError(f"{self.function.name}() returned a coroutine: write `async def`")
+        except BaseException as error:  # raised again by `check`
+            self._error = error
+
+    def check(self) -> None:
+        """Raises: what the function has raised."""
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame
+
+    def line_in(self, path: str) -> int:
+        """The line of this file that it is at; 0 if none."""
+        return 0 if self.over.is_set() else _line_in(sys._current_frames().get(self.thread), path)
+
+
+class _Threads:
+    """Threads for plain functions. Trio's own cost three times as much a call, for they serve a single one."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[_PlainCall] = queue.SimpleQueue()
+        self._started = 0
+        self._busy = 0
+        """Calls that have not returned, or wait for a thread."""
+        self.lost = 0
+        """Threads whose calls were given up, and have not returned."""
+
+    async def run(self, call: _PlainCall) -> None:
+        """Make a call. Cancelled, it is left alone. Checkpoint: always."""
+        self._busy += 1
+        if self._busy > self._started and self._started < THREADS:
+            self._started += 1
+            token = trio.lowlevel.current_trio_token()
+            # Daemon: one that is stuck must not keep the process.
+            threading.Thread(
+                target=self._serve, args=(token,), name=f"gopher script {self._started}", daemon=True
+            ).start()
+        self._calls.put(call)
+        try:
+            await call.over.wait()
+        except trio.Cancelled:
+            call.given_up = True
+            if call.thread:
+                call.lost = True
+                self.lost += 1
+            raise
+
+    def _serve(self, token: trio.lowlevel.TrioToken) -> None:
+        """In a thread."""
+        while True:
+            call = self._calls.get()
+            call.make()
+            try:
+                token.run_sync_soon(self._returned, call)
+            except trio.RunFinishedError:
+                return
+            del call
+
+    def _returned(self, call: _PlainCall) -> None:
+        self._busy -= 1
+        if call.lost:
+            self.lost -= 1
+        call.over.set()
 
 
 class Scripts:
@@ -240,14 +334,14 @@ class Scripts:
         self.turn = turn
         self._defined = {name for script in scripts for name in script.functions}
         self._told: set[tuple[str, str, int, str]] = set()
-        self._limiter = trio.CapacityLimiter(THREADS)
-        self._lost: set[_Call] = set()
-        """Whose time is over, and whose threads have not ended."""
+        self._threads = _Threads()
         self._idle = trio.Event()
         self._idle.set()
         self._busy = 0
         self._due: deque[Lane] = deque()
-        self._wake = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._resting: list[trio.lowlevel.Task] = []
+        """Tasks without a lane. To wake one is cheaper than to make one."""
 
     @property
     def busy(self) -> bool:
@@ -265,11 +359,28 @@ class Scripts:
     async def run(self) -> None:
         """Make the calls, until cancelled. Checkpoint: always."""
         async with trio.open_nursery() as nursery:
-            while True:
-                while self._due:
-                    nursery.start_soon(self._serve, self._due.popleft())
-                self._wake = trio.Event()
-                await self._wake.wait()
+            self._nursery = nursery
+            for _ in self._due:
+                nursery.start_soon(self._work)
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    async def _work(self) -> None:
+        while True:
+            while self._due:
+                await self._serve(self._due.popleft())
+            if len(self._resting) >= MAX_RESTING:
+                return
+            task = trio.lowlevel.current_task()
+            self._resting.append(task)
+
+            def abort(_: Any, task: trio.lowlevel.Task = task) -> trio.lowlevel.Abort:
+                self._resting.remove(task)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def wait_idle(self) -> None:
         """Wait until no call is under way or due. Checkpoint: always."""
@@ -282,7 +393,10 @@ class Scripts:
             self._idle = trio.Event()
         self._busy += 1
         self._due.append(lane)
-        self._wake.set()
+        if self._resting:
+            trio.lowlevel.reschedule(self._resting.pop())
+        elif self._nursery is not None:
+            self._nursery.start_soon(self._work)
 
     async def _serve(self, lane: Lane) -> None:
         try:
@@ -316,19 +430,20 @@ class Scripts:
     async def _call(self, script: Script, function: _Function, target: Connection | Slot) -> bool:
         """Returns whether it succeeded."""
         script.calls += 1
-        call = _Call(function.is_async, self._timeout_s)
+        call: _Call = (_Call if function.is_async else _PlainCall)(function, self._timeout_s)
         draft = target if isinstance(target, Connection) else target.exchange.draft(function.name, call)
         line = 0
         try:
             with call.scope:
                 try:
-                    if function.is_async:
-                        await function.call(draft)
-                    elif len(self._lost) >= THREADS:
-                        call.scope.cancel()
-                        await trio.lowlevel.checkpoint()
+                    if isinstance(call, _PlainCall):
+                        if self._threads.lost >= THREADS:
+                            call.scope.cancel()
+                        call.draft = draft
+                        await self._threads.run(call)
+                        call.check()
                     else:
-                        await self._call_plain(function, draft, call)
+                        await function.call(draft)
                 except BaseException as error:
                     line = _line_of(error, script.path)
                     raise
@@ -343,42 +458,14 @@ class Scripts:
             if isinstance(draft, Exchange):
                 draft.close()
         if call.scope.cancelled_caught or call.is_late:
-            if not function.is_async and not call.returned:
-                frame = sys._current_frames().get(call.thread or 0)
-                line = _line_in(frame, script.path)
-                del frame
+            if isinstance(call, _PlainCall):
+                line = call.line_in(script.path)
             self._timed_out(script, function, line or function.line)
             return False
         if isinstance(target, Slot):
             assert isinstance(draft, Exchange)
             target.exchange = draft
         return True
-
-    async def _call_plain(self, function: _Function, draft: Connection | Exchange, call: _Call) -> None:
-        def work() -> None:
-            if call.given_up:
-                return
-            call.thread = threading.get_ident()
-            try:
-                result = function.call(draft)
-                if inspect.iscoroutine(result):
-                    result.close()
-                    raise TypeError(f"{function.name}() returned a coroutine: write `async def`")
-            finally:
-                call.thread = None
-                call.returned = True
-                self._lost.discard(call)
-
-        try:
-            await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
-        except trio.Cancelled:
-            call.given_up = True
-            if call.thread is not None:
-                self._lost.add(call)
-                if call.returned:
-                    # Just now: it looked before this did.
-                    self._lost.discard(call)
-            raise
 
     def _failed(self, script: Script, function: _Function, line: int, error: BaseException) -> None:
         script.failures += 1

@@ -121,11 +121,14 @@ class ScriptedConnection:
 
     def production_response(self, pending: Pending, content: bytes | None) -> None:
         """Production's answer is complete; `content` is None if its body is too long."""
-        body = Body(None, content or b"")
-        if content is None or self._kept + len(content) > KEPT_BYTES:
+        body = Body(None)
+        if content is None:
             body.refuse()
+        elif self._kept + len(content) > KEPT_BYTES:
+            body.refuse("too many answers of production wait on this link to keep their bodies")
         else:
-            self._kept += len(content)
+            body = Body(None, content)
+            self._kept += body.size
         if pending.slot is None:
             pending.produced_body = body
         else:

@@ -28,10 +28,11 @@ HEADER = encode_header(
         link=LinkInfo(framed=False, start_ns=1),
     )
 )
-# Before the relay reads messages, when it does, and with scripts that change nothing.
-MODES = {
-    "bytes": (),
-    "messages": ("--couple", "cookie:no-such-cookie"),
+# Before the relay reads messages, and when it does.
+MODES = {"bytes": (), "messages": ("--couple", "cookie:no-such-cookie")}
+# And with scripts that change nothing.
+ALL_MODES = {
+    **MODES,
     "plain script": ("--script", "tests/support/scripts/look.py"),
     "reading script": ("--script", "tests/support/scripts/read.py"),
 }
@@ -65,9 +66,9 @@ def converse(address, conversation, cut: str) -> bytes:
 
 
 @pytest.mark.parametrize("cut", ["whole", "byte by byte", "randomly"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ALL_MODES)
 def test_every_conversation_passes_byte_for_byte(mode, cut):
-    with ScriptedServer() as server, RelayProcess(server.name, options=MODES[mode]) as relay:
+    with ScriptedServer() as server, RelayProcess(server.name, options=ALL_MODES[mode]) as relay:
         chosen = {name: each for name, each in CONVERSATIONS.items() if each.http or mode == "bytes"}
         if mode == "reading script":
             # Who reads the whole request before it is sent cannot have it answered halfway.
@@ -81,13 +82,13 @@ def test_every_conversation_passes_byte_for_byte(mode, cut):
         assert relay.stop()["connections"]["finished"] == len(chosen)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ALL_MODES)
 def test_nginx_behind_the_relay(mode, tmp_path):
     body = noise(20_000_000)
     (tmp_path / "body").write_bytes(body)
     port = free_port()
     with Nginx(tmp_path / "nginx", [("127.0.0.1", port)]) as nginx:
-        with RelayProcess(f"localhost:{port}", options=MODES[mode]) as relay:
+        with RelayProcess(f"localhost:{port}", options=ALL_MODES[mode]) as relay:
             url = f"http://127.0.0.1:{relay.port}"
             curl("-T", str(tmp_path / "body"), f"{url}/file")
             assert (nginx.root() / "file").read_bytes() == body
@@ -115,11 +116,11 @@ def test_many_connections_at_once(mode):
         assert sink.streams == sorted(get(number) * 3 for number in range(300))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ALL_MODES)
 def test_slow_reader_holds_the_sender_back(mode):
     body = noise(60_000_000)
     received = []
-    with RecordingSink(mode="silent") as sink, RelayProcess(sink.name, options=MODES[mode]) as relay:
+    with RecordingSink(mode="silent") as sink, RelayProcess(sink.name, options=ALL_MODES[mode]) as relay:
         with relay.connect() as client:
             client.setblocking(False)
             data = f"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gopher.link import encode_gap
+from gopher.link import encode_data, encode_gap
 from tests.support.clients import receive_exactly
 from tests.support.command import run_gopher
 from tests.support.relay import SERVER, Link, RelayProcess, ScriptedServer, receive_until_end
@@ -25,6 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLES = sorted(DOCS.glob("scripts/*.py"))
 WAIT_S = 20
 DROPPED = b"HTTP/1.1 204 No Content\r\n\r\n"
+DROPPED_AT_END = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
 
 
 class Application(ThreadingHTTPServer):
@@ -421,6 +422,73 @@ def test_dropped_upload(tmp_path, expect):
     assert shadow.asked == ([] if expect else ["GET /2"])
 
 
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n", DROPPED_AT_END),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", DROPPED_AT_END),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", DROPPED),
+        (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", DROPPED),
+        (b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", DROPPED),
+    ],
+    ids=["http/1.0", "connection close", "upgrade", "connect", "head"],
+)
+def test_dropped_request_leaves_the_connection_in_order(tmp_path, request_, answer):
+    text = "def request(exchange):\n    if exchange.request.target != '/next':\n        exchange.drop()\n"
+    with RecordingSink() as sink, RelayProcess(sink.name, options=script(tmp_path, text)) as relay:
+        with relay.connect() as client:
+            # What follows a request for a tunnel is held until it is known that there is none.
+            following = a_request("GET", "/next") if answer == DROPPED else b""
+            client.sendall(request_ + following)
+            client.shutdown(socket.SHUT_WR)
+            assert receive_until_end(client) == answer + (ANSWER if following else b"")
+        report = relay.stop()
+        assert sink.streams == ([following] if following else [])
+    assert report["exchanges"]["dropped"] == 1
+    assert_adds_up(report)
+
+
+def test_client_whose_expectation_a_script_removes_is_told_to_go_on(tmp_path):
+    text = "async def request(exchange):\n    exchange.request.headers.remove('Expect')\n"
+    with Application() as shadow, RelayProcess(shadow.name, options=script(tmp_path, text)) as relay:
+        with Client(relay) as client:
+            client.send(a_request("POST", "/", b"hello", Expect="100-continue")[:-5])
+            assert client.answer()[0] == 100
+            client.send(b"hello")
+            assert client.answer()[0] == 200
+        assert_adds_up(relay.stop())
+    assert shadow.seen[0][3] == b"hello"
+    assert "expect" not in shadow.seen[0][2]
+
+
+def test_unclear_body_that_a_script_reads_is_refused(tmp_path):
+    with Application() as shadow, RelayProcess(shadow.name, options=script(tmp_path, UPPER)) as relay:
+        with relay.connect() as client:
+            client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\nnonsense\r\n")
+            assert receive_until_end(client).startswith(b"HTTP/1.1 400 ")
+        report = relay.stop()
+    assert shadow.seen == []
+    assert report["failed"] == {"bad_request": 1}
+    assert report["scripts"][0]["failures"] == 0
+
+
+def test_upload_and_download_larger_than_memory_stream_past_scripts(tmp_path):
+    """To be read at both ends at once: neither is held back until the other is over."""
+    text = (
+        "def request(exchange):\n    exchange.request.headers['X-Seen'] = '1'\n"
+        "def shadow_response(exchange):\n    exchange.shadow_response.headers['X-Seen'] = '1'\n"
+    )
+    body = bytes(60_000_000)
+    application = Application({"/": (200, {}, body)})
+    with application as shadow, RelayProcess(shadow.name, options=script(tmp_path, text)) as relay:
+        with Client(relay) as client:
+            status, headers, answer = client.ask("POST", "/", body)
+            assert (status, headers["x-seen"], answer) == (200, "1", body)
+        assert relay.peak_memory_mib() < 100
+        assert_adds_up(relay.stop())
+    assert shadow.seen[0][3] == body
+
+
 def test_answer_without_end_streams_past_a_script_that_does_not_read_it(tmp_path):
     text = "async def shadow_response(exchange):\n    exchange.shadow_response.headers['X-Seen'] = '1'\n"
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -535,6 +603,36 @@ def test_framed_link_shows_productions_answers_after_their_requests(tmp_path):
     assert (seen[0], shadow.asked) == ("connected", ["GET /1", "GET /2"])
     assert report["exchanges"]["dropped"] == 1
     assert report["answers"] == {}
+    assert_adds_up(report)
+
+
+def test_more_of_production_than_may_be_kept_is_not_kept(tmp_path):
+    """Requests that wait for their turn may have been answered by production long ago."""
+    text = (
+        "import sys, trio\n"
+        "async def production_response(exchange):\n"
+        "    print('BYTES', len(await exchange.production_response.read()), file=sys.stderr, flush=True)\n"
+    )
+    page = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000)
+    with RecordingSink(hold=True) as sink, RelayProcess(sink.name, options=script(tmp_path, text)) as relay:
+        with Link(relay) as link:
+            for number in range(8):
+                link.request(f"/{number}")
+                for at in range(0, len(page), 50_000):
+                    link.send(encode_data(SERVER, page[at : at + 50_000], 1))
+            # The first one is with the upstream; the others wait, and production's answers with them.
+            sink.wait_requests(1)
+            relay.wait_stderr(lambda line: line == "BYTES 1000000")
+            sink.release()
+            link.end()
+        report = relay.stop()
+    assert report["exchanges"]["responses"] == 8
+    [counts] = report["scripts"]
+    assert counts["calls"] == 8
+    kept = relay.stderr.count("BYTES 1000000")
+    assert 4 <= kept < 8
+    assert counts["failures"] == 8 - kept
+    assert "BodyError: too many answers of production wait on this link to keep their bodies" in relay.stderr
     assert_adds_up(report)
 
 
