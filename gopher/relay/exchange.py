@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from gopher.errors import BodyError, LocalProtocolError
-from gopher.http.messages import RequestHead, ResponseHead, with_body
+from gopher.errors import BodyError, LocalProtocolError, RemoteProtocolError
+from gopher.http.messages import RequestHead, ResponseHead, parse_request_head, parse_response_head, with_body
 from gopher.relay.places import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
@@ -222,6 +222,7 @@ class Message(Generic[HeadT]):
         self.content = content
         """The body that takes the place of the original one; None to leave that one as it comes. For the relay."""
         self._locked = locked
+        self._edited = False
         self._waiter: Waiter | None = None
 
     def __repr__(self) -> str:
@@ -287,9 +288,24 @@ class Message(Generic[HeadT]):
         return with_body(self._head, self.content)
 
     def check_open(self) -> None:
-        """Raises: LocalProtocolError, the message cannot be changed."""
+        """A change begins. Raises: LocalProtocolError, the message cannot be changed."""
         if self._locked:
             raise LocalProtocolError(f"this message cannot be changed: {self._locked}")
+        self._edited = True
+
+    def check(self) -> None:
+        """Raises: LocalProtocolError, what the changes have made of the head is what the relay itself would refuse."""
+        if self._edited:
+            try:
+                self._parse(self._head.to_bytes())
+            except RemoteProtocolError as refused:
+                raise LocalProtocolError(
+                    f"what it has made of the {type(self).__name__.lower()} is refused: {refused}"
+                ) from refused
+
+    @staticmethod
+    def _parse(data: bytes) -> object:
+        raise NotImplementedError
 
     def _check_body(self) -> None:
         """Raises: LocalProtocolError, the message cannot have a body."""
@@ -303,6 +319,7 @@ class Message(Generic[HeadT]):
             head: Any = self._head
             draft._head = head.copy()
         draft._locked = locked
+        draft._edited = False
         draft._waiter = waiter
         return draft
 
@@ -318,6 +335,8 @@ class Request(Message[RequestHead]):
     Raises:
         LocalProtocolError: it cannot be changed, or not to this.
     """
+
+    _parse = staticmethod(parse_request_head)
 
     @property
     def method(self) -> str:
@@ -352,6 +371,8 @@ class Response(Message[ResponseHead]):
     Raises:
         LocalProtocolError: it cannot be changed, or not to this.
     """
+
+    _parse = staticmethod(parse_response_head)
 
     def __init__(self, head: ResponseHead, body: Body, *, bodiless: bool = False, locked: str = "") -> None:
         super().__init__(head, body, locked=locked)
@@ -497,6 +518,14 @@ class Exchange:
                 waiter if answered else None, locked="" if answered else "it has been passed on"
             )
         return draft
+
+    def check(self) -> None:
+        """Raises: LocalProtocolError, a changed message is what the relay itself would refuse."""
+        if self.dropped:
+            return
+        self.request.check()
+        if self.shadow_response is not None:
+            self.shadow_response.check()
 
     def close(self) -> None:
         """The function has returned, or its time is over: no more changes."""

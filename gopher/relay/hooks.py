@@ -185,9 +185,10 @@ class Slot:
 class _Call:
     """One call of one function, as it waits for bodies."""
 
-    def __init__(self, function: _Function, limit_s: float) -> None:
+    def __init__(self, function: _Function, limit_s: float, nursery: trio.Nursery) -> None:
         self.function = function
         self.limit_s = limit_s
+        self._nursery = nursery
         self.began_s = trio.current_time()
         self.waited_s = 0.0
         """For bodies: not the function's own time."""
@@ -205,7 +206,8 @@ class _Call:
         settled = trio.Event()
         began_s = trio.current_time()
         self.scope.deadline = float("inf")
-        body.want(settled.set)
+        # In a task of its own: were it to raise here, a fault of the relay would be taken for one of the script.
+        self._nursery.start_soon(_ask, body, settled.set)
         try:
             await settled.wait()
         finally:
@@ -213,13 +215,17 @@ class _Call:
             self.scope.deadline = self.began_s + self.waited_s + self.limit_s
 
 
+async def _ask(body: Body, settled: Callable[[], None]) -> None:
+    body.want(settled)
+
+
 class _PlainCall(_Call):
     """Of a plain function, which runs in a thread."""
 
     draft: Connection | Exchange
 
-    def __init__(self, function: _Function, limit_s: float) -> None:
-        super().__init__(function, limit_s)
+    def __init__(self, function: _Function, limit_s: float, nursery: trio.Nursery) -> None:
+        super().__init__(function, limit_s, nursery)
         self._token = trio.lowlevel.current_trio_token()
         self._error: BaseException | None = None
         self.over = trio.Event()
@@ -430,7 +436,9 @@ class Scripts:
     async def _call(self, script: Script, function: _Function, target: Connection | Slot) -> bool:
         """Returns whether it succeeded."""
         script.calls += 1
-        call: _Call = (_Call if function.is_async else _PlainCall)(function, self._timeout_s)
+        nursery = self._nursery
+        assert nursery is not None
+        call: _Call = (_Call if function.is_async else _PlainCall)(function, self._timeout_s, nursery)
         draft = target if isinstance(target, Connection) else target.exchange.draft(function.name, call)
         line = 0
         try:
@@ -444,6 +452,8 @@ class Scripts:
                         call.check()
                     else:
                         await function.call(draft)
+                    if isinstance(draft, Exchange):
+                        draft.check()
                 except BaseException as error:
                     line = _line_of(error, script.path)
                     raise

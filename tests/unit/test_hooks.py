@@ -169,6 +169,16 @@ def test_failure_is_told_once_and_counted_each_time(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("edit", ["del {}['Host']", "{}.add('Host', 'b')", "{}['Host'] = 'a,b'"])
+def test_request_that_the_relay_itself_would_refuse_is_not_sent(tmp_path, edit):
+    [script] = load(tmp_path, "def request(exchange):\n    " + edit.format("exchange.request.headers") + "\n")
+    slot = a_slot()
+    stage = play([script], ("request", slot))
+    assert slot.exchange.request.to_bytes() == HEAD
+    assert stage.counts == [{"calls": 1, "failures": 1}]
+    assert "LocalProtocolError: what it has made of the request is refused: " in stage.told[0]
+
+
 def test_dropped_exchange_is_not_shown_to_the_next_script(tmp_path):
     slot = a_slot()
     drop = "def request(exchange):\n    exchange.drop()\n"
@@ -382,6 +392,21 @@ def test_connection_that_ends_within_the_body_is_no_failure(tmp_path, kind):
     assert stage.counts == [{"calls": 1}]
     assert stage.told == []
     assert request.to_bytes() == HEAD
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_fault_of_the_relay_is_not_taken_for_one_of_the_script(tmp_path, kind):
+    def fault():
+        raise ZeroDivisionError
+
+    [script] = load(tmp_path, READ[kind])
+    # In groups, whose type depends on the version of Python.
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        play([script], ("request", a_slot(Body(fault))))
+    error = caught.value
+    while hasattr(error, "exceptions"):
+        [error] = error.exceptions
+    assert isinstance(error, ZeroDivisionError)
 
 
 def test_async_function_must_await_the_body(tmp_path):
