@@ -26,6 +26,9 @@ __all__ = ["READ_BYTES", "Channel", "ChannelPump"]
 
 READ_BYTES: Final = 65_536
 EVENTS_PER_CALL: Final = 4096
+# Before the calls that come after all reading. Once is enough for two connections; traffic that does not stop must not
+# put them off.
+LOOKS_AGAIN: Final = 4
 _BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 
 
@@ -53,22 +56,32 @@ class ChannelPump:
     def serve(self) -> tuple[int, list[tuple[Channel, int]]]:
         """Let all ready channels call back. Returns: how many were ready; the decisions are never any."""
         ready = self._epoll.poll(0, EVENTS_PER_CALL)
-        channels = self._channels
+        served = len(ready)
         self._serving = True
         self.look_at_clock()
         try:
-            for fd, events in ready:
-                channel = channels.get(fd)
-                # It may have been closed by one that was served before it.
-                if channel is not None:
-                    channel.ready(events)
+            self._call_back(ready)
+            for _ in range(LOOKS_AGAIN):
+                # A channel that was read early in this batch may have got since what one that was read late refers to.
+                if not self._later or not (ready := self._epoll.poll(0, EVENTS_PER_CALL)):
+                    break
+                served += len(ready)
+                self._call_back(ready)
             self.run_later()
         finally:
             self._serving = False
             for sock, hard in self._to_close:
                 _close(sock, hard)
             self._to_close.clear()
-        return len(ready), []
+        return served, []
+
+    def _call_back(self, ready: list[tuple[int, int]]) -> None:
+        channels = self._channels
+        for fd, events in ready:
+            channel = channels.get(fd)
+            # It may have been closed by one that was served before it.
+            if channel is not None:
+                channel.ready(events)
 
     def look_at_clock(self) -> None:
         """A turn begins."""
