@@ -38,6 +38,18 @@ REQUEST_BYTES = 500
 NOT_RUN = 3
 """Exit status of a benchmark that could not be run here."""
 
+PEERS = {
+    "envoy": ["--version"],
+    "gor": ["--help"],
+    "tcpcopy": ["-v"],
+    "tcpdump": ["--version"],
+    "tcpflow": ["--version"],
+    "tshark": ["--version"],
+}
+"""Programs that gopher is compared with, and how each says its version."""
+# Those that pip installs lie beside this Python.
+os.environ["PATH"] += f":{Path(sys.executable).parent}"
+
 _cores = sorted(os.sched_getaffinity(0))
 PRODUCTION_CORE = _cores[0]
 SHADOW_CORE = _cores[-1]
@@ -120,6 +132,16 @@ def get_request(port: int, headers: dict[str, str] | None = None) -> bytes:
     head = f"GET / HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     return (head + padding_header(len(head)) + "\r\n\r\n").encode()
+
+
+def request_of(port: int, size: int, *, close: bool = False) -> bytes:
+    """A request of exactly `size` bytes: a GET of REQUEST_BYTES, or else a POST with a body."""
+    if size == REQUEST_BYTES:
+        return get_request(port, {"Connection": "close"} if close else None)
+    head = f"POST / HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n" + ("Connection: close\r\n" if close else "")
+    digits = len(str(size))
+    body = size - len(head) - len("Content-Length: \r\n\r\n") - digits
+    return f"{head}Content-Length: {body:0{digits}}\r\n\r\n".encode() + bytes(body)
 
 
 def padding_header(length_so_far: int) -> str:
@@ -261,6 +283,11 @@ class Gopher(Process):
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
+    def resident_mib(self) -> float:
+        """Resident memory now, the ring included."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
+
     def ring_mib(self) -> float:
         """The part of resident memory that is the kernel's capture ring: the mapping of a packet socket."""
         smaps = Path(f"/proc/{self.pid}/smaps").read_text()
@@ -301,6 +328,11 @@ def figure(
     return {**line, "bar": bar, "met": met}
 
 
+def not_run(name: str, reason: str) -> dict:
+    """A line of the results table for what is missing here. Never an estimate."""
+    return {"figure": name, "not_run": reason}
+
+
 def _version(*command: str) -> str | None:
     if shutil.which(command[0]) is None:
         return None
@@ -329,6 +361,7 @@ def machine() -> dict:
         "versions": {
             "nginx": _version("nginx", "-v"),
             "wrk": _version("wrk", "-v"),
+            **{name: _version(name, *option) for name, option in PEERS.items()},
             "cc": _version(os.environ.get("CC", "cc"), "-dumpfullversion"),
             **libraries,
         },
@@ -381,6 +414,9 @@ def table(figures: list[dict]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for f in figures:
+        if "not_run" in f:
+            lines.append(f"| {f['figure']} | not run: {f['not_run']} | | | | |")
+            continue
         bar = "" if f["bar"] is None else f"≤ {f['bar']:g}{'' if f['met'] else ' (missed)'}"
         spread = f"{f['low']:g} to {f['high']:g}"
         lines.append(f"| {f['figure']} | {f['unit']} | {f['median']:g} | {spread} | {f['rounds']} | {bar} |")

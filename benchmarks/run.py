@@ -1,4 +1,4 @@
-"""Runs every benchmark there is and writes benchmarks/results/: one JSON file each, and all figures in results.md.
+"""Runs every benchmark there is and writes benchmarks/results/: a JSON file each, all figures in results.md, and plots.
 
 What cannot be run here (a program that is not installed, no permission to capture) is named as not run.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that `python benchmarks/run.py` works as well as `python -m benchmarks.run`
 
-from benchmarks import harness  # noqa: E402
+from benchmarks import harness, plots  # noqa: E402
 
 CAPTURE = "benchmarks.macro.capture"
 # One core holds the shadow servers and gopher, so more upstreams than one are measured at a rate that leaves it room.
@@ -26,7 +26,16 @@ BENCHMARKS = {
     "capture-10000-per-s": [CAPTURE, "--rate=10000"],
     "capture-2-upstreams": [CAPTURE, "--rate=10000", "--upstreams=2"],
     "capture-3-upstreams": [CAPTURE, "--rate=10000", "--upstreams=3"],
+    "capture-once": [CAPTURE, "--mode=once", "--rate=4000", "--bar=1.5"],
+    "capture-16-kib": [CAPTURE, "--bytes=16384", "--rate=5000"],
+    # 0.8 of the floor's bytes per CPU second.
+    "capture-1-mib": [CAPTURE, "--bytes=1048576", "--rate=200", "--connections=10", "--bar=1.25"],
+    "idle": ["benchmarks.macro.idle"],
+    "connections": ["benchmarks.macro.connections"],
+    "rates": ["benchmarks.macro.rates"],
+    "inline": ["benchmarks.macro.inline"],
     "offline": ["benchmarks.macro.offline"],
+    "offline-peers": ["benchmarks.macro.offline", "--bytes=100000000", "--peers"],
     "latency": ["benchmarks.macro.latency"],
     "relay": ["benchmarks.macro.relay"],
 }
@@ -74,6 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     sections = ["# Benchmark results\n", describe(harness.machine()) + "\n"]
     sections += [run_one(name, options.results, passed_on) for name in options.names or BENCHMARKS]
     (options.results / "results.md").write_text("\n".join(sections))
+    try:
+        print(f"drawn: {', '.join(plots.draw_all(options.results))}")
+    except harness.NotRun as missing:
+        print(f"plots not run: {missing}")
     print(f"written to {options.results}")
     return 0
 

@@ -4,7 +4,7 @@
     ╰─────── one core ───────╯      ╰───────────── the other core, in turns ───────────╯
 
 Each round runs gopher under wrk for `--seconds`, then the floor for as long, with as many connections and the same
-500 bytes, to the same shadow server, while wrk loads production again so that both have the same neighbours. gopher's
+bytes, to the same shadow server, while wrk loads production again so that both have the same neighbours. gopher's
 CPU is the whole process, user and system, from the end of a warm-up until the last request has arrived.
 
 Loss is exact: wrk is stopped in the middle of its work (SIGSTOP: no connection closes), both servers finish what is on
@@ -13,6 +13,7 @@ the way, and then the two servers' own counts of requests are compared.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -26,43 +27,74 @@ WARM_UP_S = 0.5
 FLOOR_INTERVAL_S = 0.010
 
 
+def add_workload_options(parser: argparse.ArgumentParser, *, rate: int = 0, connections: int = 200) -> None:
+    parser.add_argument("--connections", type=int, default=connections, help="default %(default)s")
+    parser.add_argument("--active", type=int, default=0, help="how many of them carry requests; default all")
+    parser.add_argument("--upstreams", type=int, default=1)
+    parser.add_argument(
+        "--rate", type=int, default=rate, help="requests a second; 0 is all that wrk can do (default %(default)s)"
+    )
+    parser.add_argument("--mode", choices=("keep", "once", "open"), default="keep", help="see floor.c")
+    parser.add_argument("--bytes", type=int, default=harness.REQUEST_BYTES, help="of a request (default %(default)s)")
+
+
+def request_for(options, port: int) -> bytes:
+    return harness.request_of(port, options.bytes, close=options.mode == "once")
+
+
 def floor_round(options, floor: Path, sink: harness.Nginx, seconds: float) -> dict:
     burst, interval_ns = options.connections, 0
     if options.rate:
-        burst = min(options.connections, max(1, round(options.rate * FLOOR_INTERVAL_S)))
+        burst = min(options.active or options.connections, max(1, round(options.rate * FLOOR_INTERVAL_S)))
         interval_ns = round(burst / options.rate * 1e9)
     command = harness.pinned(
-        harness.SHADOW_CORE, *floor_command(floor, sink.port, options.connections, burst, interval_ns, seconds)
+        harness.SHADOW_CORE, *floor_command(options, floor, sink.port, burst, interval_ns, seconds)
     )
-    ran = subprocess.run(command, input=harness.get_request(sink.port), stdout=subprocess.PIPE, check=True)
+    request = request_for(options, sink.port)
+    ran = subprocess.run(command, input=request, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     return json.loads(ran.stdout)
 
 
-def floor_command(floor: Path, port: int, connections: int, burst: int, interval_ns: int, seconds: float) -> list[str]:
-    numbers = (connections, burst, interval_ns, seconds)
-    return [str(floor), harness.LOOPBACK, str(port), *map(str, numbers)]
+def floor_command(options, floor: Path, port: int, burst: int, interval_ns: int, seconds: float) -> list[str]:
+    # The floor itself always waits for its answers.
+    mode = options.mode if burst == 1 or options.mode != "open" else "keep"
+    values = (port, options.connections, burst, interval_ns, seconds, mode, options.active or options.connections)
+    return [str(floor), harness.LOOPBACK, *map(str, values)]
 
 
-def start_load(options, floor: Path, port: int, directory: Path, seconds: float) -> harness.Process:
+class Load(harness.Process):
+    """What sends requests to production."""
+
+    def __init__(self, command: list[str], directory: Path, name: str, stdin: bytes | None = None) -> None:
+        self._output = directory / f"{name}.out"
+        request = directory / f"{name}.request"
+        request.write_bytes(stdin or b"")
+        with request.open("rb") as source, self._output.open("wb") as output:
+            super().__init__(
+                harness.pinned(harness.PRODUCTION_CORE, *command),
+                directory / f"{name}.log",
+                stdin=source,
+                stdout=output,
+            )
+        if stdin is not None:
+            self.wait_for_line("ready", 60)
+
+    def wait(self) -> dict:
+        """Wait for the end of a paced load; returns what it says."""
+        if self.popen.wait() != 0:
+            raise RuntimeError(f"the load generator failed: {self.log.read_text()}")
+        return json.loads(self._output.read_text())
+
+
+def start_load(options, floor: Path, port: int, directory: Path, seconds: float) -> Load:
     """wrk flat out until it is stopped; or, at a given rate, evenly spaced requests for `seconds`."""
     if options.rate:
-        interval_ns = round(1e9 / options.rate)
-        command = floor_command(floor, port, options.connections, 1, interval_ns, seconds)
-        request = directory / "request"
-        request.write_bytes(harness.get_request(port))
-        with request.open("rb") as stdin:
-            return harness.Process(
-                harness.pinned(harness.PRODUCTION_CORE, *command),
-                directory / "generator.log",
-                stdin=stdin,
-                stdout=subprocess.DEVNULL,
-            )
+        command = floor_command(options, floor, port, 1, round(1e9 / options.rate), seconds)
+        return Load(command, directory, "generator", request_for(options, port))
     head = f"GET / HTTP/1.1\r\nHost: {harness.LOOPBACK}:{port}\r\n"
     wrk = (harness.require_program("wrk"), "-t1", f"-c{options.connections}", "-d1h")
     command = (*wrk, "-H", harness.padding_header(len(head)), f"http://{harness.LOOPBACK}:{port}/")
-    return harness.Process(
-        harness.pinned(harness.PRODUCTION_CORE, *command), directory / "wrk.log", stdout=subprocess.DEVNULL
-    )
+    return Load([str(word) for word in command], directory, "wrk")
 
 
 def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path) -> dict:
@@ -74,12 +106,13 @@ def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.
             served_warm, began = production.requests(), time.monotonic()
             gopher_warm, sink_warm, core_warm = gopher.cpu_s(), sink.cpu_s(), harness.core_busy_s(harness.SHADOW_CORE)
             if options.rate:
-                if load.popen.wait() != 0:
-                    raise RuntimeError(f"the load generator failed: {load.log.read_text()}")
+                said = load.wait()
+                generated = said["requests"]
             else:
                 time.sleep(options.seconds)
                 load.freeze()
-            elapsed = time.monotonic() - began
+                generated = None
+            elapsed = time.monotonic() - began if generated is None else said["elapsed_s"] - WARM_UP_S
             core_s = harness.core_busy_s(harness.SHADOW_CORE) - core_warm
             ours_s = sum(gopher.cpu_s()) - sum(gopher_warm) + sum(sink.cpu_s()) - sum(sink_warm)
             served = harness.wait_until_settled(production.requests, 0.1)
@@ -89,11 +122,18 @@ def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.
                 arrived = harness.wait_until_settled(sink.requests, 1.0) - arrived_before
             user_s, system_s = (now - warm for now, warm in zip(gopher.cpu_s(), gopher_warm, strict=True))
             resident, ring = gopher.peak_resident_mib(), gopher.ring_mib()
+            resident_now = gopher.resident_mib()
         report = gopher.end()
     requests = served - served_warm
+    latency = report["upstreams"][0]["latency"]
     captured = [upstream["captured_bytes"] for upstream in report["upstreams"]]
     return {
         "requests": requests,
+        "generated": generated,
+        "served": served - served_before,
+        "arrived": arrived,
+        "delivered_bytes": [upstream["delivered_bytes"] for upstream in report["upstreams"]],
+        "latency": {**latency, "buckets": [each for each in latency["buckets"] if each["count"]]},
         "requests_per_s": requests / elapsed,
         "core_share": (user_s + system_s) / elapsed,
         "user_us": user_s / requests * 1e6,
@@ -103,9 +143,10 @@ def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.
         "lost": expected - arrived,
         "kernel_drops": report["packets"]["dropped_by_kernel"],
         "shed_bytes": sum(upstream["shed_bytes"] for upstream in report["upstreams"]),
-        "report_differs_bytes": max(abs(harness.REQUEST_BYTES * (served - served_before) - had) for had in captured),
+        "report_differs_bytes": max(abs(options.bytes * (served - served_before) - had) for had in captured),
         "resident_mib": resident,
         "ring_mib": ring,
+        "resident_now_mib": resident_now,
     }
 
 
@@ -147,9 +188,11 @@ def measure(options) -> tuple[list[dict], list[dict]]:
 
 def figures(options, rounds: list[dict]) -> list[dict]:
     load = f"{options.rate}/s" if options.rate else "wrk flat out"
-    where = f"{load}, {options.connections} connections, {options.upstreams} upstream(s)"
+    kind = "one request each, " if options.mode == "once" else ""
+    connections = f"{kind}{options.connections} connections"
+    where = f"{load}, {options.bytes} bytes, {connections}, {options.upstreams} upstream(s)"
     of = {key: [r["gopher"][key] for r in rounds] for key in rounds[0]["gopher"]}
-    bar = None if options.rate or options.upstreams > 1 else 1.6
+    bar = options.bar if options.bar or options.rate or options.upstreams > 1 else 1.2
     return [
         harness.figure(f"CPU per request and upstream / floor ({where})", "ratio", [r["ratio"] for r in rounds], bar),
         harness.figure("gopher's CPU per request", "us", of["cpu_us"]),
@@ -172,9 +215,8 @@ def figures(options, rounds: list[dict]) -> list[dict]:
 def main(argv: list[str] | None = None) -> int:
     parser = harness.arguments(__doc__, seconds=3)
     harness.add_gopher_option(parser)
-    parser.add_argument("--connections", type=int, default=200)
-    parser.add_argument("--upstreams", type=int, default=1)
-    parser.add_argument("--rate", type=int, default=0, help="requests a second; 0, the default, is all wrk can do")
+    add_workload_options(parser)
+    parser.add_argument("--bar", type=float, help="what the ratio may be at most")
     options = parser.parse_args(argv)
     return harness.run("capture", measure, options)
 

@@ -1,24 +1,33 @@
-/* The floor: the least a user-space program can spend on putting requests on keep-alive connections and taking the
- * answers off again: one send() and one recv() per request, nothing else. No capture, no parsing, no epoll.
+/* The floor: the least a user-space program can spend on putting requests on connections and taking the answers off
+ * again: one send() and one recv() per request, nothing else. No capture, no parsing, no epoll.
  *
  * It works in bursts: send on `burst` connections, then collect their answers, then sleep until the next interval
  * (0: never sleep). burst = connections and interval 0 is the floor at saturation; burst = 1 and an interval of 1/rate
  * is an evenly paced load generator.
  *
- *     floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS < request
+ *     floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE]] < request
  *
- * Prints one line of JSON: requests, elapsed_s, user_s, system_s, late (bursts that began after their time).
- * Only the loop is measured: connecting is not. An answer must fit one recv() buffer and arrive as one segment, which
+ * MODE: keep (the default) as above; once: a connection for each request, until the server closes it; open: an open-loop
+ * generator, which sends by the clock and never waits for an answer (those that have come are taken off first).
+ * ACTIVE: only so many of the connections are used, after one request on each.
+ *
+ * Says "ready" on standard error when its connections are up, and prints one line of JSON: requests, elapsed_s, user_s,
+ * system_s, late (bursts that began after their time). Only the loop is measured. An answer must fit one recv() buffer and arrive as one segment, which
  * holds for the small answers the benchmark's servers give.
  */
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+static char request[2 << 20], answer[1 << 16];
+static size_t length;
+static struct sockaddr_in address = {.sin_family = AF_INET};
 
 static void die(const char *what)
 {
@@ -38,35 +47,63 @@ static double seconds(struct timeval from, struct timeval to)
     return (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_usec - from.tv_usec) / 1e6;
 }
 
+static int dial(void)
+{
+    int one = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0)
+        die("connect");
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    return fd;
+}
+
+static void put(int fd)
+{
+    if (send(fd, request, length, 0) != (ssize_t)length)
+        die("send");
+}
+
+static void take(int fd)
+{
+    if (recv(fd, answer, sizeof answer, 0) <= 0)
+        die("recv");
+}
+
 int main(int argc, char **argv)
 {
-    if (argc != 7) {
-        fprintf(stderr, "usage: floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS < request\n");
+    if (argc < 7 || argc > 9) {
+        fprintf(stderr, "usage: floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE]] < request\n");
         return 2;
     }
     int connections = atoi(argv[3]), burst = atoi(argv[4]);
     long long interval = atoll(argv[5]), duration = (long long)(atof(argv[6]) * 1e9);
-    if (connections < 1 || burst < 1 || burst > connections) {
-        fprintf(stderr, "floor: BURST must be between 1 and CONNECTIONS\n");
+    const char *mode = argc > 7 ? argv[7] : "keep";
+    int once = strcmp(mode, "once") == 0, open_loop = strcmp(mode, "open") == 0;
+    int active = argc > 8 ? atoi(argv[8]) : connections;
+    if (active < 1 || active > connections || burst < 1 || burst > active) {
+        fprintf(stderr, "floor: 1 <= BURST <= ACTIVE <= CONNECTIONS\n");
         return 2;
     }
-    static char request[1 << 16], answer[1 << 16];
-    ssize_t length = 0, n;
-    while ((n = read(0, request + length, sizeof request - (size_t)length)) > 0)
-        length += n;
-
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(argv[2]))};
+    ssize_t n;
+    while ((n = read(0, request + length, sizeof request - length)) > 0)
+        length += (size_t)n;
+    address.sin_port = htons((unsigned short)atoi(argv[2]));
     if (inet_pton(AF_INET, argv[1], &address.sin_addr) != 1)
         die("inet_pton");
-    int *sockets = calloc((size_t)connections, sizeof *sockets), one = 1;
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    int *sockets = calloc((size_t)connections, sizeof *sockets);
     if (sockets == NULL)
         die("calloc");
-    for (int i = 0; i < connections; i++) {
-        sockets[i] = socket(AF_INET, SOCK_STREAM, 0);
-        if (sockets[i] < 0 || connect(sockets[i], (struct sockaddr *)&address, sizeof address) != 0)
-            die("connect");
-        setsockopt(sockets[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    for (int i = 0; i < connections && !once; i++) {
+        sockets[i] = dial();
+        if (active < connections) {
+            put(sockets[i]);
+            take(sockets[i]);
+        }
     }
+    fprintf(stderr, "ready\n");
 
     struct rusage before, after;
     long long requests = 0, late = 0;
@@ -74,12 +111,24 @@ int main(int argc, char **argv)
     getrusage(RUSAGE_SELF, &before);
     long long start = now_ns(), due = start, now = start;
     while (now - start < duration) {
-        for (int i = 0, c = first; i < burst; i++, c = c + 1 == connections ? 0 : c + 1)
-            if (send(sockets[c], request, (size_t)length, 0) != length)
-                die("send");
-        for (int i = 0; i < burst; i++, first = first + 1 == connections ? 0 : first + 1)
-            if (recv(sockets[first], answer, sizeof answer, 0) <= 0)
-                die("recv");
+        for (int i = 0, c = first; i < burst; i++, c = c + 1 == active ? 0 : c + 1) {
+            if (once)
+                sockets[c] = dial();
+            if (open_loop)
+                while (recv(sockets[c], answer, sizeof answer, MSG_DONTWAIT) == sizeof answer)
+                    ;
+            put(sockets[c]);
+        }
+        for (int i = 0; i < burst; i++, first = first + 1 == active ? 0 : first + 1) {
+            if (open_loop)
+                continue;
+            take(sockets[first]);
+            if (once) {
+                while (recv(sockets[first], answer, sizeof answer, 0) > 0)
+                    ;
+                close(sockets[first]);
+            }
+        }
         requests += burst;
         now = now_ns();
         if (interval) {
@@ -94,5 +143,8 @@ int main(int argc, char **argv)
     printf("{\"requests\": %lld, \"elapsed_s\": %.6f, \"user_s\": %.6f, \"system_s\": %.6f, \"late\": %lld}\n", requests,
            (double)(now - start) / 1e9, seconds(before.ru_utime, after.ru_utime), seconds(before.ru_stime, after.ru_stime),
            late);
+    fflush(stdout);
+    if (open_loop)
+        usleep(300000); /* an answer on its way to a closed socket would reset the connection */
     return 0;
 }

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -114,6 +116,25 @@ def run_timed(command: list[str]) -> tuple[float, float, str]:
     return usage.ru_utime + usage.ru_stime, time.monotonic() - began, output
 
 
+# What reassembles, too, and how. tcpflow writes each stream into a file; tshark is asked for its list of conversations.
+PEERS = {
+    "tcpflow": ["tcpflow", "-q", "-o", "{directory}", "-r", "{capture}"],
+    "tshark": ["tshark", "-q", "-z", "conv,tcp", "-r", "{capture}"],
+}
+
+
+def measure_peers(capture: Path, gopher_cpu_s: float) -> dict[str, dict]:
+    """CPU of each peer that is installed, and how many times gopher's that is."""
+    found = {}
+    for name, words in PEERS.items():
+        if shutil.which(name) is not None:
+            with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+                command = [word.format(directory=directory, capture=capture) for word in words]
+                cpu_s, wall_s, _ = run_timed(command)
+            found[name] = {"cpu_s": cpu_s, "wall_s": wall_s, "ratio": cpu_s / gopher_cpu_s}
+    return found
+
+
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
     tcpdump = harness.require_program("tcpdump")
@@ -138,6 +159,9 @@ def measure(options) -> tuple[list[dict], list[dict]]:
                     "tcpdump_cpu_s": tcpdump_cpu_s,
                     "ratio": gopher_cpu_s / tcpdump_cpu_s,
                     "wall_ratio": gopher_wall_s / tcpdump_wall_s,
+                    "carried": carried,
+                    "delivered": int(output.split()[0]),
+                    "peers": measure_peers(capture, gopher_cpu_s) if options.peers else {},
                 }
             )
     finally:
@@ -148,12 +172,20 @@ def measure(options) -> tuple[list[dict], list[dict]]:
         harness.figure("gopher", "CPU s", [r["gopher_cpu_s"] for r in rounds], digits=2),
         harness.figure("tcpdump", "CPU s", [r["tcpdump_cpu_s"] for r in rounds], digits=2),
     ]
+    for name in PEERS if options.peers else ():
+        if name in rounds[0]["peers"]:
+            values = [r["peers"][name] for r in rounds]
+            figures.append(harness.figure(name, "CPU s", [each["cpu_s"] for each in values], digits=2))
+            figures.append(harness.figure(f"{name} / gopher", "ratio of CPU", [each["ratio"] for each in values]))
+        else:
+            figures.append(harness.not_run(name, f"{name} is not installed"))
     return figures, rounds
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = harness.arguments(__doc__, seconds=0)
     parser.add_argument("--bytes", type=int, default=CAPTURE_BYTES, help="size of the capture (default %(default)s)")
+    parser.add_argument("--peers", action="store_true", help="also measure tcpflow and tshark")
     return harness.run("offline", measure, parser.parse_args(argv))
 
 
