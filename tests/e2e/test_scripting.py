@@ -489,6 +489,26 @@ def test_upload_and_download_larger_than_memory_stream_past_scripts(tmp_path):
     assert shadow.seen[0][3] == body
 
 
+def test_answer_that_a_script_holds_is_not_read_on(tmp_path):
+    """Neither before the script asks for the body, nor when that has turned out to be too long for it."""
+    text = (
+        "import gopher, trio\n"
+        "async def shadow_response(exchange):\n"
+        "    await trio.sleep(0.3)\n"
+        "    try:\n"
+        "        await exchange.shadow_response.read()\n"
+        "    except gopher.BodyError:\n"
+        "        await trio.sleep(0.3)\n"
+    )
+    body = bytes(120_000_000)
+    application = Application({"/": (200, {}, body)})
+    with application as shadow, RelayProcess(shadow.name, options=script(tmp_path, text)) as relay:
+        with Client(relay) as client:
+            assert client.ask("GET", "/")[2] == body
+        assert relay.peak_memory_mib() < 80
+        assert_adds_up(relay.stop())
+
+
 def test_answer_without_end_streams_past_a_script_that_does_not_read_it(tmp_path):
     text = "async def shadow_response(exchange):\n    exchange.shadow_response.headers['X-Seen'] = '1'\n"
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -508,6 +528,7 @@ def test_tunnel_begins_after_the_script(tmp_path):
     text = (
         "def request(exchange):\n    exchange.request.headers['X-Seen'] = '1'\n"
         "def shadow_response(exchange):\n    raise RuntimeError('an upgrade is not for scripts')\n"
+        "def closed(connection):\n    pass\n"
     )
     ask = b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
     sent = ask[:-2] + b"X-Seen: 1\r\n\r\n"
@@ -518,7 +539,8 @@ def test_tunnel_begins_after_the_script(tmp_path):
             assert receive_until_end(client) == agreed + b"pong"
         assert received == sent + b"ping"
         report = relay.stop()
-    assert report["scripts"][0]["failures"] == 0
+    [counts] = report["scripts"]
+    assert (counts["calls"], counts["failures"]) == (2, 0)
 
 
 # -- with the rest of the relay ---------------------------------------------------------------------------------------
@@ -634,6 +656,25 @@ def test_more_of_production_than_may_be_kept_is_not_kept(tmp_path):
     assert counts["failures"] == 8 - kept
     assert "BodyError: too many answers of production wait on this link to keep their bodies" in relay.stderr
     assert_adds_up(report)
+
+
+def test_production_is_kept_until_its_function_has_seen_it(tmp_path):
+    text = (
+        "import sys\n"
+        "async def production_response(exchange):\n"
+        "    print('BYTES', len(await exchange.production_response.read()), file=sys.stderr, flush=True)\n"
+    )
+    page = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000)
+    with RecordingSink() as sink, RelayProcess(sink.name, options=script(tmp_path, text)) as relay:
+        with Link(relay) as link:
+            # More than may be kept at once.
+            for count in range(1, 8):
+                link.request(f"/{count}")
+                for at in range(0, len(page), 50_000):
+                    link.send(encode_data(SERVER, page[at : at + 50_000], 1))
+                relay.wait_stderr(lambda line: line == "BYTES 1000000", count=count)
+            link.end()
+        assert_adds_up(relay.stop())
 
 
 def test_gap_in_productions_answers_ends_what_scripts_see_of_them(tmp_path):
