@@ -54,7 +54,17 @@ def run_one(name: str, results: Path, passed_on: list[str]) -> str:
         return f"## {name}\n\nNot run: {reason}.\n"
     if ran.returncode != 0:
         raise SystemExit(f"{name} failed:\n{ran.stderr}")
-    return f"## {name}\n\n{harness.table(json.loads(result.read_text())['figures'])}\n"
+    return section(name, result)
+
+
+def section(name: str, result: Path) -> str:
+    """What results.md says of a benchmark that was run."""
+    done = json.loads(result.read_text())
+    load = done["machine"]["load_average_at_start"][0]
+    settings = (
+        f"{done['machine']['utc']} UTC, load average before {load:.2f}, rounds of {done['settings']['seconds']:g} s"
+    )
+    return f"## {name}\n\n{settings}\n\n{harness.table(done['figures'])}\n"
 
 
 def describe(machine: dict) -> str:
@@ -75,13 +85,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", help="length of a round (default: each benchmark's own)")
     parser.add_argument("--rounds", help="default: each benchmark's own, 5 at least")
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="directory (default %(default)s)")
+    parser.add_argument("--collect", action="store_true", help="run nothing: tables and plots of the results there are")
     options = parser.parse_args(argv)
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     passed_on = [f"--{key}={value}" for key in ("seconds", "rounds") if (value := getattr(options, key)) is not None]
     options.results.mkdir(parents=True, exist_ok=True)
     sections = ["# Benchmark results\n", describe(harness.machine()) + "\n"]
-    sections += [run_one(name, options.results, passed_on) for name in options.names or BENCHMARKS]
+    if options.collect:
+        there = {name: options.results / f"{name}.json" for name in BENCHMARKS}
+        sections += [section(name, path) for name, path in there.items() if path.exists()]
+        sections += [f"## {name}\n\nNot run.\n" for name, path in there.items() if not path.exists()]
+    else:
+        sections += [run_one(name, options.results, passed_on) for name in options.names or BENCHMARKS]
     (options.results / "results.md").write_text("\n".join(sections))
     try:
         print(f"drawn: {', '.join(plots.draw_all(options.results))}")

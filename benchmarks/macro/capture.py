@@ -80,16 +80,18 @@ class Load(harness.Process):
             self.wait_for_line("ready", 60)
 
     def wait(self) -> dict:
-        """Wait for the end of a paced load; returns what it says."""
-        if self.popen.wait() != 0:
-            raise RuntimeError(f"the load generator failed: {self.log.read_text()}")
-        return json.loads(self._output.read_text())
+        """Wait for the end of a paced load; returns what it says. Its connections stay open."""
+        while not (said := self._output.read_text()).endswith("\n"):
+            if self.popen.poll() is not None:
+                raise RuntimeError(f"the load generator failed: {self.log.read_text()}")
+            time.sleep(0.01)
+        return json.loads(said)
 
 
 def start_load(options, floor: Path, port: int, directory: Path, seconds: float) -> Load:
     """wrk flat out until it is stopped; or, at a given rate, evenly spaced requests for `seconds`."""
     if options.rate:
-        command = floor_command(options, floor, port, 1, round(1e9 / options.rate), seconds)
+        command = [*floor_command(options, floor, port, 1, round(1e9 / options.rate), seconds), "hold"]
         return Load(command, directory, "generator", request_for(options, port))
     head = f"GET / HTTP/1.1\r\nHost: {harness.LOOPBACK}:{port}\r\n"
     wrk = (harness.require_program("wrk"), "-t1", f"-c{options.connections}", "-d1h")

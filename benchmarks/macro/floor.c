@@ -5,15 +5,16 @@
  * (0: never sleep). burst = connections and interval 0 is the floor at saturation; burst = 1 and an interval of 1/rate
  * is an evenly paced load generator.
  *
- *     floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE]] < request
+ *     floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE [hold]]] < request
  *
  * MODE: keep (the default) as above; once: a connection for each request, until the server closes it; open: an open-loop
  * generator, which sends by the clock and never waits for an answer (those that have come are taken off first).
  * ACTIVE: only so many of the connections are used, after one request on each.
+ * hold: keeps its connections until it is killed, so that nobody's cost of closing them is measured.
  *
  * Says "ready" on standard error when its connections are up, and prints one line of JSON: requests, elapsed_s, user_s,
- * system_s, late (bursts that began after their time). Only the loop is measured. An answer must fit one recv() buffer and arrive as one segment, which
- * holds for the small answers the benchmark's servers give.
+ * system_s, late (bursts that began after their time). Only the loop is measured. An answer must fit one recv() buffer
+ * and arrive as one segment, which holds for the small answers the benchmark's servers give.
  */
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
@@ -70,8 +71,8 @@ static void take(int fd)
 
 int main(int argc, char **argv)
 {
-    if (argc < 7 || argc > 9) {
-        fprintf(stderr, "usage: floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE]] < request\n");
+    if (argc < 7 || argc > 10) {
+        fprintf(stderr, "usage: floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE [hold]]] < request\n");
         return 2;
     }
     int connections = atoi(argv[3]), burst = atoi(argv[4]);
@@ -144,7 +145,7 @@ int main(int argc, char **argv)
            (double)(now - start) / 1e9, seconds(before.ru_utime, after.ru_utime), seconds(before.ru_stime, after.ru_stime),
            late);
     fflush(stdout);
-    if (open_loop)
-        usleep(300000); /* an answer on its way to a closed socket would reset the connection */
+    while (argc > 9)
+        pause();
     return 0;
 }
