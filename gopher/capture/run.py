@@ -20,11 +20,11 @@ import trio
 from gopher.capture.mirror import Mirror
 from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.source import FileSource, open_source
-from gopher.capture.tcp import Address, resolve
 from gopher.errors import CaptureError, ConfigError
 from gopher.limits import raise_descriptor_limit
 from gopher.observe.report import check_writable, to_table, write_report
 from gopher.observe.terminal import status_line
+from gopher.upstreams.tcp import Address, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from gopher.relay.lastword import reset
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gopher.capture.tcp import Address
+    from gopher.upstreams.tcp import Address
 
 __all__ = ["READ_BYTES", "Channel", "ChannelPump"]
 

@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
 
-    from gopher.capture.mirror import MirroredStream
     from gopher.http.messages import MessageEvent
     from gopher.link import ProxyHeader, Record
     from gopher.relay.framed import Coupling, Framed
+    from gopher.upstreams.stream import MirroredStream
 
 __all__ = ["Downstream"]
 

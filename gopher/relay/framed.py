@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from gopher._pump import Budget
-from gopher.capture.mirror import MirroredStream
-from gopher.capture.tcp import TcpUpstream
-from gopher.capture.upstream import StreamCopy
 from gopher.config import MirrorConfig
 from gopher.pump import PumpTask, ServingTask
 from gopher.relay.channel import Channel, ChannelPump
@@ -27,6 +24,9 @@ from gopher.relay.hooks import Scripts
 from gopher.relay.lastword import LINGER_S
 from gopher.relay.rules import parse_rule
 from gopher.relay.transparent import SWEEPS_PER_IDLE_TIME, announcement
+from gopher.upstreams.stream import MirroredStream
+from gopher.upstreams.tcp import TcpUpstream
+from gopher.upstreams.upstream import StreamCopy
 
 if TYPE_CHECKING:
     import socket
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from gopher._pump import Connection
-    from gopher.capture.tcp import Address
     from gopher.config import RelayConfig
     from gopher.link import ProxyHeader
     from gopher.relay.coupling import Wait
     from gopher.relay.hooks import Script
     from gopher.relay.tally import Tally
+    from gopher.upstreams.tcp import Address
 
     class Adopt(Protocol):
         """See `Transparent.adopt`."""

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 import gopher
-from gopher.capture.tcp import Address, resolve
 from gopher.errors import ListenError
 from gopher.limits import raise_descriptor_limit
 from gopher.link import ProxyHeader
@@ -31,6 +30,7 @@ from gopher.relay.framed import Framed
 from gopher.relay.hooks import load_scripts
 from gopher.relay.tally import Tally
 from gopher.relay.transparent import Transparent
+from gopher.upstreams.tcp import Address, resolve
 
 if TYPE_CHECKING:
     from gopher.config import RelayConfig

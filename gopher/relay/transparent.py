@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     import trio
 
-    from gopher.capture.tcp import Address
     from gopher.config import RelayConfig
     from gopher.relay.tally import Tally
+    from gopher.upstreams.tcp import Address
 
 __all__ = ["Transparent", "announcement"]
 

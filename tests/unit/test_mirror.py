@@ -10,11 +10,12 @@ import trio
 
 from gopher._fastpath import pack_batch
 from gopher._pump import Budget
-from gopher.capture.directory import DirectoryUpstream
-from gopher.capture.mirror import HEAD_LIMIT_BYTES, Mirror, MirroredStream, Patience
+from gopher.capture.mirror import Mirror, Patience
 from gopher.capture.source import SourceStatistics
-from gopher.capture.upstream import StreamCopy
 from gopher.config import CaptureConfig, MirrorConfig, SourceConfig, UpstreamConfig
+from gopher.upstreams.directory import DirectoryUpstream
+from gopher.upstreams.stream import HEAD_LIMIT_BYTES, MirroredStream
+from gopher.upstreams.upstream import StreamCopy
 from tests.support.packets import LINKTYPE_ETHERNET, Conversation
 
 if TYPE_CHECKING:

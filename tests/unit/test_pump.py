@@ -24,8 +24,8 @@ from gopher._pump import (
     Ledger,
     Pump,
 )
-from gopher.capture.tcp import Address
 from gopher.http.framing import RequestFramer
+from gopher.upstreams.tcp import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,11 +8,11 @@ import pytest
 
 from gopher._fastpath import CLIENT_TO_SERVER, SERVER_TO_CLIENT, Reassembler, pack_batch
 from gopher._pump import Budget, Pump
-from gopher.capture.mirror import MirroredStream
-from gopher.capture.relay import RelayUpstream
-from gopher.capture.tcp import Address
 from gopher.config import MirrorConfig, UpstreamConfig
 from gopher.link import LinkInfo, RecordDecoder, RecordType, decode_header
+from gopher.upstreams.relay import RelayUpstream
+from gopher.upstreams.stream import MirroredStream
+from gopher.upstreams.tcp import Address
 from tests.support.packets import LINKTYPE_ETHERNET, Conversation
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gopher.capture.tcp import Address
 from gopher.link import SIGNATURE, LinkInfo, ProxyHeader, encode_header
 from gopher.relay._tunnel import DONE, DOWNSTREAM, LINK, PLAIN, UPSTREAM, Tunnel, TunnelPump, begins_request
+from gopher.upstreams.tcp import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

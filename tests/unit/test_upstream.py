@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gopher._pump import Budget, Pump
-from gopher.capture.directory import DirectoryUpstream
-from gopher.capture.tcp import Address, Backoff, TcpUpstream
-from gopher.capture.upstream import StreamCopy
 from gopher.config import MirrorConfig, UpstreamConfig
 from gopher.errors import UpstreamError
 from gopher.http.framing import RequestFramer
+from gopher.upstreams.directory import DirectoryUpstream
+from gopher.upstreams.tcp import Address, Backoff, TcpUpstream
+from gopher.upstreams.upstream import StreamCopy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,7 +1,8 @@
 """What one upstream gets of each captured stream, and the account of it.
 
-Takes the bytes of captured streams from `gopher.capture.mirror` and hands them to outlets: connections
-(`gopher.capture.tcp`) or files (`gopher.capture.directory`). Everything here is decided at once, nothing waits.
+Takes the bytes of captured streams, and of a relay's connections, from `gopher.upstreams.stream` and hands them to
+outlets: connections (`gopher.upstreams.tcp`) or files (`gopher.upstreams.directory`). Everything here is decided at
+once, nothing waits.
 
 What it keeps true:
 

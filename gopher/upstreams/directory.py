@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gopher.capture.upstream import Upstream
 from gopher.errors import UpstreamError
+from gopher.upstreams.upstream import Upstream
 
 if TYPE_CHECKING:
     from gopher._pump import Budget, Ledger
-    from gopher.capture.upstream import Outlet, StreamCopy
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
+    from gopher.upstreams.upstream import Outlet, StreamCopy
 
 __all__ = ["DirectoryUpstream"]
 

@@ -1,6 +1,6 @@
 """An upstream that is a relay, or any server that speaks the PROXY protocol: says who the client was.
 
-Stands where `gopher.capture.tcp` does and dials like it; see docs/link.md for what goes over the connection. When
+Stands where `gopher.upstreams.tcp` does and dials like it; see docs/link.md for what goes over the connection. When
 production's answers are captured too, the link is framed: both directions, gaps and ends in the order of capture, and
 the connection stays until the captured one is over in both directions. Answers take no more than half of each memory
 bound and are never waited for, so that they cost no byte of the client; what does not fit is told as a gap and counted.
@@ -16,8 +16,6 @@ import trio
 
 from gopher._fastpath import CLIENT_TO_SERVER, SERVER_TO_CLIENT
 from gopher._pump import Connection
-from gopher.capture.tcp import TcpUpstream
-from gopher.capture.upstream import StreamCopy
 from gopher.http.framing import RequestFramer
 from gopher.link import (
     RECORD_HEAD_BYTES,
@@ -30,14 +28,16 @@ from gopher.link import (
     encode_header,
     encode_rst,
 )
+from gopher.upstreams.tcp import TcpUpstream
+from gopher.upstreams.upstream import StreamCopy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from gopher._fastpath import Flow
     from gopher._pump import Budget, Pump
-    from gopher.capture.tcp import Address
     from gopher.config import MirrorConfig, UpstreamConfig
+    from gopher.upstreams.tcp import Address
 
 __all__ = ["FramedCopy", "RelayUpstream"]
 

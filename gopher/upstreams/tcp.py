@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gopher._pump import FINISHED, PEER_CLOSED, Connection
-from gopher.capture.upstream import StreamCopy, Upstream
 from gopher.errors import ConfigError
+from gopher.upstreams.upstream import StreamCopy, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gopher._pump import Budget, Pump
-    from gopher.capture.upstream import Outlet
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
+    from gopher.upstreams.upstream import Outlet
 
 __all__ = ["Address", "Backoff", "TcpUpstream", "resolve"]
 
