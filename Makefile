@@ -15,7 +15,7 @@ build_copy = mkdir -p build/$@ && \
 # Every Python object in an allocation of its own, whose bounds are watched; CPython leaks by design.
 WATCHED = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0
 
-.PHONY: test demo bench lint fuzz sanitize clean
+.PHONY: test demo bench lint fuzz sanitize sdist wheel check-dist package clean
 
 test: .venv/installed
 	$(BIN)/python -m pytest
@@ -59,6 +59,32 @@ sanitize: .venv/installed
 	    UBSAN_OPTIONS=print_stacktrace=1:log_path=$(reports) \
 	    GOPHER_CORPUS="$${GOPHER_CORPUS:-../../../shared/corpus}" ../../$(BIN)/python -m pytest --ignore tests/e2e; \
 	    status=$$?; ! cat $(reports).* 2>/dev/null && exit $$status
+
+# Only these targets need the tools for it.
+.venv/package: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[package]'
+	touch $@
+
+sdist: .venv/package
+	rm -f dist/*.tar.gz
+	$(BIN)/python -m build --sdist --outdir dist .
+
+# From the sdist, so that an sdist that does not build shows. auditwheel says which systems it suits, and refuses to go
+# on if it needs anything newer than glibc 2.28.
+wheel: sdist
+	rm -rf build/wheel dist/*.whl
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel dist/*.tar.gz
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --plat manylinux_2_28_$$(uname -m) --wheel-dir dist build/wheel/*.whl
+
+# What is in dist/, wherever it was built.
+check-dist: .venv/package
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python packaging/check_wheels.py dist/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH"; for wheel in dist/*linux*.whl; do auditwheel show "$$wheel" || exit; done
+
+package: wheel check-dist
+	$(BIN)/python -m pytest -m package tests/packaging
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import ipaddress
 import math
 import os
@@ -100,6 +101,8 @@ _SHARED: Final = {
     "run.drain_s",
     "run.verbosity",
 }
+# What setup.py leaves out elsewhere than on Linux.
+_LINUX_ONLY: Final = ("gopher._pump", "gopher.relay._tunnel")
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": MIB, "g": 1 << 30}
 # Thirty years: as nanoseconds still a 64-bit number.
 _MAX_SECONDS: Final = 1e9
@@ -201,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
+        _require_linux()
         # Here, so that --help, --version and usage errors do not wait for it.
         import trio
 
@@ -225,6 +229,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             # `gopher --help | head -1`: the interpreter flushes once more at its end, and would complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _require_linux() -> None:
+    missing = [name for name in _LINUX_ONLY if importlib.util.find_spec(name) is None]
+    if missing:
+        raise GopherError(
+            f"this build of gopher cannot mirror: it has no {' and no '.join(missing)}",
+            hint="mirroring needs Linux; elsewhere gopher is a library that reads captures, like gopher.read_streams",
+        )
 
 
 def _report_error(error: GopherError) -> int:
