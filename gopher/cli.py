@@ -97,6 +97,7 @@ _SHARED: Final = {
     "mirror.connect_timeout_s",
     "mirror.max_connections",
     "run.report_path",
+    "run.metrics_address",
     "run.duration_s",
     "run.drain_s",
     "run.verbosity",
@@ -496,6 +497,14 @@ def _parser() -> argparse.ArgumentParser:
     _add(run, "--report", to="run.report_path", metavar="FILE", help="write the accounts at exit, as JSON")
     _add(
         run,
+        "--metrics",
+        to="run.metrics_address",
+        type=_endpoint,
+        metavar="ADDRESS:PORT",
+        help="serve /metrics for Prometheus, /healthz and /report.json there, like 127.0.0.1:9464",
+    )
+    _add(
+        run,
         "--stats-interval",
         to="run.stats_interval_s",
         type=_seconds(positive=True),
@@ -656,6 +665,19 @@ def _address(text: str) -> str:
         return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not an address, like 127.0.0.1 or ::1") from error
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    try:
+        # Brackets are what tells an IPv6 address from its port.
+        if (":" in host) != (host.startswith("[") and host.endswith("]")):
+            raise argparse.ArgumentTypeError("brackets")
+        return _address(host), _port(port)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an address and a port, like 127.0.0.1:9464 or [::1]:9464"
+        ) from error
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

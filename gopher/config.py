@@ -157,6 +157,8 @@ class CaptureConfig:
     """Keep what was captured in this pcap file."""
     report_path: str | None = None
     """Write the accounts here as JSON at exit."""
+    metrics_address: tuple[str, int] | None = None
+    """Address and port for Prometheus to scrape."""
     duration_s: float | None = None
     """Stop taking in after this long."""
     drain_s: float = 5.0
@@ -209,6 +211,8 @@ class RelayConfig:
     question to a database milliseconds; the client waits meanwhile."""
     report_path: str | None = None
     """Write the accounts here as JSON at exit."""
+    metrics_address: tuple[str, int] | None = None
+    """Address and port for Prometheus to scrape."""
     duration_s: float | None = None
     """Stop accepting after this long."""
     drain_s: float = 5.0

@@ -22,7 +22,8 @@ from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.source import FileSource, open_source
 from gopher.errors import CaptureError, ConfigError
 from gopher.limits import raise_descriptor_limit
-from gopher.observe.report import check_writable, to_table, write_report
+from gopher.listening import listen
+from gopher.observe.report import check_writable, to_fields, to_table, write_report
 from gopher.observe.terminal import status_line
 from gopher.upstreams.tcp import Address, resolve
 
@@ -74,10 +75,13 @@ async def run_capture(config: CaptureConfig) -> int:
     # What does not fit is shed as `no_descriptors`.
     raise_descriptor_limit(config.mirror.max_connections * len(config.mirror.upstreams) + SPARE_DESCRIPTORS)
     own = [(address.host, address.port) for address in flat]
-    source = open_source(config.source, own)
-    with contextlib.closing(source):
+    with contextlib.ExitStack() as stack:
+        metrics = None
+        if config.metrics_address is not None:
+            metrics = stack.enter_context(listen(*config.metrics_address, hint="give another one with --metrics"))
+        source = stack.enter_context(contextlib.closing(open_source(config.source, own)))
         # A file may be sent to where it was captured.
-        return await _Run(config, source, addresses, own if config.source.read_path is None else []).run()
+        return await _Run(config, source, addresses, own if config.source.read_path is None else [], metrics).run()
 
 
 def _refuse_self(config: CaptureConfig, addresses: list[Address]) -> None:
@@ -125,8 +129,10 @@ class _Run:
         source: PacketSource,
         addresses: list[list[Address]],
         own: list[tuple[str, int]],
+        metrics: socket.socket | None,
     ) -> None:
         self._config = config
+        self._metrics = metrics
         self._source = source
         self._from_file = isinstance(source, FileSource)
         self._mirror = Mirror(config, addresses, source, can_wait=self._from_file, own=own)
@@ -149,6 +155,8 @@ class _Run:
                 nursery.start_soon(self._ticks)
                 if config.stats_interval_s is not None:
                     nursery.start_soon(self._status, config.stats_interval_s)
+                if self._metrics is not None:
+                    self._serve_metrics(self._metrics, nursery)
                 self._say(self._ready_line())
                 try:
                     await self._intake(write)
@@ -249,6 +257,15 @@ class _Run:
                     self._mirror.hurry = True
                     self._intake_scope.cancel()
                     self._drain_scope.deadline = trio.current_time() + self._config.drain_s
+
+    def _serve_metrics(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        # Only here: who does not ask for metrics need not have the client library in memory.
+        from gopher.observe.metrics import CAPTURE_METRICS
+        from gopher.observe.web import MetricsServer
+
+        server = MetricsServer(listener, CAPTURE_METRICS, lambda: to_fields(self._mirror.snapshot()))
+        nursery.start_soon(server.run)
+        self._say(f"metrics on {server.url}")
 
     # -- words -----------------------------------------------------------------------------------------------------
 

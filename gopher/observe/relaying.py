@@ -11,7 +11,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["FAILURES", "RelayReport", "relay_table", "relay_to_json"]
+__all__ = ["FAILURES", "RelayReport", "relay_table", "relay_to_fields", "relay_to_json"]
 
 FAILURES: Final[dict[str, str]] = {
     "refused": "the upstream refused the connection",
@@ -61,9 +61,14 @@ class RelayReport:
     """The accounts of the upstreams that get copies: fields of `UpstreamAccount`."""
 
 
+def relay_to_fields(report: RelayReport) -> dict[str, Any]:
+    """The fields of the report."""
+    return dataclasses.asdict(report)
+
+
 def relay_to_json(report: RelayReport) -> str:
-    """The fields of the report as one JSON object."""
-    return json.dumps(dataclasses.asdict(report), indent=2) + "\n"
+    """`relay_to_fields` as one JSON object."""
+    return json.dumps(relay_to_fields(report), indent=2) + "\n"
 
 
 def relay_table(report: RelayReport, width: int) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import textwrap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gopher.errors import ConfigError, GopherError
 from gopher.observe.accounts import SHED_REASONS, law_violations
@@ -19,18 +19,23 @@ if TYPE_CHECKING:
 
     from gopher.observe.accounts import AccountsReport, UpstreamAccount
 
-__all__ = ["check_writable", "to_json", "to_table", "write_report", "write_text"]
+__all__ = ["check_writable", "to_fields", "to_json", "to_table", "write_report", "write_text"]
 
 _LABEL_COLUMNS: Final = 22
 _BYTES_COLUMNS: Final = 18
 _CONNECTIONS_COLUMNS: Final = 13
 
 
-def to_json(report: AccountsReport) -> str:
-    """The fields of the report as one JSON object, and `accounts_add_up`: whether it obeys the accounts' law."""
+def to_fields(report: AccountsReport) -> dict[str, Any]:
+    """The fields of the report, and `accounts_add_up`: whether it obeys the accounts' law."""
     fields = dataclasses.asdict(report)
     fields["accounts_add_up"] = not law_violations(report)
-    return json.dumps(fields, indent=2) + "\n"
+    return fields
+
+
+def to_json(report: AccountsReport) -> str:
+    """`to_fields` as one JSON object."""
+    return json.dumps(to_fields(report), indent=2) + "\n"
 
 
 def check_writable(path: str) -> None:

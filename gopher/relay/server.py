@@ -12,7 +12,6 @@ import errno
 import ipaddress
 import shutil
 import signal
-import socket
 import sys
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 import gopher
-from gopher.errors import ListenError
 from gopher.limits import raise_descriptor_limit
 from gopher.link import ProxyHeader
-from gopher.observe.relaying import RelayReport, relay_table, relay_to_json
+from gopher.listening import listen
+from gopher.observe.relaying import RelayReport, relay_table, relay_to_fields, relay_to_json
 from gopher.observe.report import check_writable, write_text
 from gopher.relay import lastword
 from gopher.relay.framed import Framed
@@ -33,6 +32,8 @@ from gopher.relay.transparent import Transparent
 from gopher.upstreams.tcp import Address, resolve
 
 if TYPE_CHECKING:
+    import socket
+
     from gopher.config import RelayConfig
     from gopher.relay.hooks import Script
 
@@ -40,18 +41,12 @@ __all__ = ["run_relay"]
 
 # Also how late a time-out may be.
 TICK_S: Final = 0.05
-BACKLOG: Final = 4096
 # The pause when there is no descriptor for one more connection: some will be closed meanwhile.
 PAUSE_S: Final = 0.1
 SPARE_DESCRIPTORS: Final = 256
 ACCEPTS_PER_TURN: Final = 256
 
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_LISTEN_FAILURES: Final = {
-    errno.EADDRINUSE: "something else listens there already",
-    errno.EACCES: "not permitted",
-    errno.EADDRNOTAVAIL: "this machine does not have that address",
-}
 
 
 async def run_relay(config: RelayConfig) -> int:
@@ -71,25 +66,12 @@ async def run_relay(config: RelayConfig) -> int:
     addresses = [await resolve(upstream) for upstream in config.upstreams]
     raise_descriptor_limit(config.max_connections * (1 + len(config.upstreams)) + SPARE_DESCRIPTORS)
     with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(_listen(config.listen_host, port)) for port in config.ports]
-        return await _Run(config, addresses, listeners, scripts).run()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. An empty `host` is every address, IPv4 and IPv6 as far as the machine has them."""
-    family = socket.AF_INET6 if ":" in host or (not host and socket.has_dualstack_ipv6()) else socket.AF_INET
-    try:
-        sock = socket.create_server(
-            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=not host and family == socket.AF_INET6
-        )
-    except OSError as error:
-        where = f"port {port}" + (f" of {host}" if host else "")
-        reason = _LISTEN_FAILURES.get(error.errno or 0, error.strerror)
-        raise ListenError(f"cannot listen on {where}: {reason}", hint="give another one with -p or --listen") from error
-    sock.setblocking(False)
-    # What is accepted inherits it.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+        hint = "give another one with -p or --listen"
+        listeners = [stack.enter_context(listen(config.listen_host, port, hint=hint)) for port in config.ports]
+        metrics = None
+        if config.metrics_address is not None:
+            metrics = stack.enter_context(listen(*config.metrics_address, hint="give another one with --metrics"))
+        return await _Run(config, addresses, listeners, scripts, metrics).run()
 
 
 class _Run:
@@ -99,11 +81,13 @@ class _Run:
         addresses: list[list[Address]],
         listeners: list[socket.socket],
         scripts: list[Script],
+        metrics: socket.socket | None,
     ) -> None:
         self._config = config
         self._addresses = addresses
         self._listeners = listeners
         self._scripts = scripts
+        self._metrics = metrics
         self._tally = Tally()
         self._ticked = trio.lowlevel.ParkingLot()
         self._accept_scope = trio.CancelScope()
@@ -123,6 +107,8 @@ class _Run:
             for task in (self._transparent.task.run, *self._framed.tasks):
                 nursery.start_soon(task)
             nursery.start_soon(self._ticks)
+            if self._metrics is not None:
+                self._serve_metrics(self._metrics, nursery)
             self._say(self._ready_line())
             await self._accept()
             await self._drain()
@@ -227,6 +213,15 @@ class _Run:
                 else:
                     self._hurry = True
                     self._accept_scope.cancel()
+
+    def _serve_metrics(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        # Only here: who does not ask for metrics need not have the client library in memory.
+        from gopher.observe.metrics import RELAY_METRICS
+        from gopher.observe.web import MetricsServer
+
+        server = MetricsServer(listener, RELAY_METRICS, lambda: relay_to_fields(self._snapshot()))
+        nursery.start_soon(server.run)
+        self._say(f"metrics on {server.url}")
 
     # -- words -----------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def test_every_option_sets_its_field():
             *("--forwarded", "--host", "shadow", "--marker", "X-Mirrored:  1", "--couple", "auto"),
             *("--couple", "cookie:SID", "--couple-wait", "0.5", "--couple-policy", "drop"),
             *("--script", "b.py", "--script", "a.py", "--script-timeout", "0.2"),
-            *("--report", "r.json", "--duration", "3", "--drain", "0", "-q"),
+            *("--report", "r.json", "--duration", "3", "--drain", "0", "-q", "--metrics", "[::1]:9464"),
         ]
     )
     assert config == RelayConfig(
@@ -67,6 +67,7 @@ def test_every_option_sets_its_field():
         couple_policy="drop",
         scripts=("b.py", "a.py"),
         script_timeout_s=0.2,
+        metrics_address=("::1", 9464),
         report_path="r.json",
         duration_s=3,
         drain_s=0,
@@ -105,3 +106,12 @@ def test_refused_with_one_sentence(arguments, message):
     error = refused(arguments)
     assert str(error) == message
     assert error.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["9464", ":9464", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "::1:9464", "[127.0.0.1]:1", "localhost:9464"]
+)
+def test_metrics_need_an_address_and_a_port(text):
+    error = refused(f"-r -p 1 -u a --metrics {text}")
+    assert error.exit_status == 2
+    assert str(error) == f"--metrics: {text!r} is not an address and a port, like 127.0.0.1:9464 or [::1]:9464"
