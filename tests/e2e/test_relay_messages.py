@@ -34,6 +34,9 @@ class Shadow(ThreadingHTTPServer):
         seen: (path, cookie, status) of each request.
     """
 
+    # With the default of 5, the kernel drops what a burst of connections sends, and clients wait for its resending.
+    request_queue_size = 128
+
     daemon_threads = True
 
     class Handler(BaseHTTPRequestHandler):
