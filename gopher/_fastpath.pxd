@@ -14,6 +14,7 @@ cdef class Flow:
     cdef FlowState* _state      # borrowed; NULL once the flow has closed or is ignored
     cdef Table* _table          # borrowed: valid while _state is
 
+    cdef int _port(self, int end) noexcept
     cdef tuple _end(self, int end)
 
 cdef class FlowOpened:

@@ -36,6 +36,8 @@ class Flow:
     @property
     def server(self) -> tuple[str, int]: ...
     @property
+    def server_port(self) -> int: ...  # of `server`, without the price of its address
+    @property
     def began_with_syn(self) -> bool: ...  # False: it was open before the capture began
     context: Any  # the caller's; None at first
 

@@ -101,9 +101,17 @@ cdef class Flow:
         """(address, port); IPv4-mapped addresses in hexadecimal, too."""
         return self._end(1 - self._client_end)
 
+    @property
+    def server_port(self):
+        """The port of `server`, without the price of its address."""
+        return self._port(1 - self._client_end)
+
+    cdef int _port(self, int end) noexcept:
+        return <int>((self._key.words[0] >> (0 if end else 16)) & 0xFFFF)
+
     cdef tuple _end(self, int end):
         cdef const uint64_t* words = self._key.words
-        port = <int>((words[0] >> (0 if end else 16)) & 0xFFFF)
+        port = self._port(end)
         if words[0] >> 32 == 4:
             address = <uint32_t>(words[1] >> (0 if end else 32))
             return f"{address >> 24}.{(address >> 16) & 255}.{(address >> 8) & 255}.{address & 255}", port

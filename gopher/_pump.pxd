@@ -57,14 +57,15 @@ cdef class Connection:
     cdef uint64_t _base                 # index of the first request on this connection
     cdef int _fd
     cdef bint _connecting
-    cdef bint _wants_write              # registered for EPOLLOUT
+    cdef bint _registered               # with the pump's epoll descriptor
+    cdef bint _wants_write              # for EPOLLOUT, too
     cdef bint _lazy                     # reported only when much has been answered
     cdef bint _half_closed
     cdef readonly bint finishing
     cdef public bint reset_at_end       # the caller's: how to close when finished
     cdef public int attempts_left       # the caller's: addresses not tried yet
 
-    cdef int _watch(self, bint write, int operation)
+    cdef int _watch(self, bint write)
     cdef void _append(self, bytes data, Py_ssize_t overhead, Py_ssize_t taken)
     cdef void _wake_at(self, int length)
     cdef int _flush(self)

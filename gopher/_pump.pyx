@@ -219,8 +219,11 @@ cdef class Connection:
         """Whether the upstream has not accepted the connection yet."""
         return self._connecting
 
-    def dial(self, int family, bytes address not None):
+    def dial(self, int family, bytes address not None, bint write_follows=False):
         """Start to connect. `address`: a packed sockaddr.
+
+        `write_follows`: the caller writes right after this, and the pump need not know of the connection before: on a
+        short path that write finds it up, and it is registered once instead of twice.
 
         Returns:
             0, or a negative errno with nothing left open. The result of the attempt shows in `write` or in
@@ -240,7 +243,7 @@ cdef class Connection:
             return -failure
         self._fd = fd
         self._connecting = True
-        failure = self._watch(True, EPOLL_CTL_ADD)
+        failure = 0 if write_follows else self._watch(True)
         if failure:
             close(fd)
             self._fd = -1
@@ -275,7 +278,7 @@ cdef class Connection:
             self._pump.blocked -= 1
         close(self._fd)
         self._fd = -1
-        self._wants_write = self._connecting = False
+        self._wants_write = self._connecting = self._registered = False
         self._pump.open -= 1
         Py_DECREF(self)
 
@@ -339,10 +342,10 @@ cdef class Connection:
                 if taken == length:
                     if overhead < length:
                         self.ledger._note_latency(self._pump.captured_ns)
-                    return self._watch(False, EPOLL_CTL_MOD) if self._wants_write else 0
+                    return self._watch(False) if self._wants_write or not self._registered else 0
         self._append(data, overhead, taken)
         if not self._wants_write and self._fd >= 0:
-            failure = self._watch(True, EPOLL_CTL_MOD)
+            failure = self._watch(True)
             if failure:
                 return failure
         if self.queued > self.ledger.connection_limit:
@@ -386,13 +389,15 @@ cdef class Connection:
         self.ledger.queued += length - taken
         self.ledger.total.used += length - taken
 
-    cdef int _watch(self, bint write, int operation):
+    cdef int _watch(self, bint write):
         cdef epoll_event event
+        cdef int operation = EPOLL_CTL_MOD if self._registered else EPOLL_CTL_ADD
         memset(&event, 0, sizeof(event))
         event.events = EPOLLIN | EPOLLRDHUP | (EPOLLOUT if write else 0)
         event.data.ptr = <void*><PyObject*>self
         if epoll_ctl(self._pump.epoll_fd, operation, self._fd, &event):
             return -errno
+        self._registered = True
         if not self._connecting and write != self._wants_write:
             self._pump.blocked += 1 if write else -1
         self._wants_write = write
@@ -430,7 +435,7 @@ cdef class Connection:
                 self._head = 0
                 if overhead < PyBytes_GET_SIZE(data):
                     self.ledger._note_latency(captured_ns)
-        return self._watch(False, EPOLL_CTL_MOD)
+        return self._watch(False)
 
     cdef int _drain(self):
         """Read answers and forget them. Returns 0, _PEER_CLOSED or a negative errno."""

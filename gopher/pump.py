@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["PumpTask", "Served", "ServingTask", "SocketPump"]
 
 # Answers wait in their sockets' receive buffers meanwhile, which hold far more than a connection gets in this time.
-REST_S = 0.005
+REST_S = 0.008
 
 
 class Served(Protocol):

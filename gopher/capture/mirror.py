@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
@@ -133,6 +134,7 @@ class Mirror:
         )
         self._source = source
         self._own = frozenset(own)
+        self._own_ports = frozenset(port for _, port in own)
         self._started = datetime.now(timezone.utc)
         self._started_s = trio.current_time()
         self._pump = self.pump_task.pump
@@ -219,7 +221,8 @@ class Mirror:
                 self._close_stream(event.flow, event.reason)
 
     def _is_ignored(self, flow: Flow) -> bool:
-        own = flow.server in self._own
+        # Ports first: the text of an address costs more than all the rest here.
+        own = flow.server_port in self._own_ports and flow.server in self._own
         out = not own and not self._sampled(flow)
         self._own_seen += own
         self._sampled_out += out
@@ -235,8 +238,7 @@ class Mirror:
 
     def _open_stream(self, flow: Flow) -> MirroredStream:
         given_up = "max_connections" if len(self._open) >= self.config.mirror.max_connections else None
-        name = "{}.{}-{}.{}".format(*flow.client, *flow.server)
-        copies = [upstream.copy(flow, name, given_up) for upstream in self.upstreams]
+        copies = [upstream.copy(flow, given_up) for upstream in self.upstreams]
         stream = MirroredStream(copies, midway=not flow.began_with_syn)
         flow.context = stream
         self._open.add(stream)
@@ -303,7 +305,7 @@ class Mirror:
 
     def tick(self) -> None:
         """Apply the upstreams' time-outs."""
-        now_s = trio.current_time()
+        now_s = time.monotonic()
         for upstream in self.upstreams:
             upstream.tick(now_s)
 

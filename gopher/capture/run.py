@@ -44,6 +44,14 @@ LAST_LOOK_S: Final = 0.5
 # 1.4. Beyond that latency grows and little is saved.
 TURN_PACKETS: Final = 2048
 TURN_BYTES: Final = 1 << 20
+# Large packets (uploads) gain nothing from a long turn: what is copied three times should stay in the core's own cache.
+LARGE_PACKET_BYTES: Final = 4096
+LARGE_TURN_BYTES: Final = 1 << 18
+# A turn of the scheduler costs as much as some ten requests, so it comes after several turns of packets.
+TURNS_S: Final = 0.002
+# A wake-up that brings less was the kernel's clock; one that brings more was a block that is full, and the next ones
+# will be too. Then the source is looked at once in a wake-up period, as if blocks had no end.
+BUSY_BYTES: Final = 1 << 16
 INDEX_RECORD_BYTES: Final = 16
 # Beside one descriptor for each mirrored connection and upstream.
 SPARE_DESCRIPTORS: Final = 256
@@ -178,29 +186,54 @@ class _Run:
     async def _intake(self, write: Callable[..., None] | None) -> None:
         if self._config.duration_s is not None:
             self._intake_scope.deadline = trio.current_time() + self._config.duration_s
+        rest_s = 0.0 if self._from_file else self._config.source.wakeup_ms / 1000
         with self._intake_scope:
             while not self._source.finished:
                 await self._source.wait_readable()
-                await self._take(write)
+                woken_at_s = trio.current_time()
+                taken = await self._take(write)
+                if rest_s and taken >= BUSY_BYTES:
+                    await trio.sleep_until(woken_at_s + rest_s)
         if not self._from_file:
             # What came before the end may still wait in the kernel, for as long as a block may be held back.
             with trio.move_on_after(LAST_LOOK_S):
                 await trio.sleep(2 * self._config.source.wakeup_ms / 1000)
                 await self._take(write)
 
-    async def _take(self, write: Callable[..., None] | None) -> None:
-        """Handle what the source has now, up to a cancellation."""
-        feed, handle = self._mirror.reassembler.feed, self._mirror.handle
-        while batches := self._batches():
+    async def _take(self, write: Callable[..., None] | None) -> int:
+        """Handle what the source has now, up to a cancellation. Returns how many bytes of packets that were."""
+        taken = 0
+        while True:
             # Batches in hand must not be forgotten: their events are accounts.
             with trio.CancelScope(shield=True):
-                async with self._turn:
-                    await handle(feed(*batches))
+                try:
+                    self._turn.acquire_nowait()  # `async with` would be a turn of the scheduler
+                except trio.WouldBlock:
+                    await self._turn.acquire()
+                try:
+                    some, more = await self._take_turns(write)
+                finally:
+                    self._turn.release()
+            taken += some
+            if not more:
+                return taken
+            # Also lets the pump drain answers while there is no end of batches.
+            await trio.lowlevel.checkpoint()
+
+    async def _take_turns(self, write: Callable[..., None] | None) -> tuple[int, bool]:
+        """Handle turn after turn for `TURNS_S`. Returns how many bytes of packets, and if more may wait."""
+        feed, handle = self._mirror.reassembler.feed, self._mirror.handle
+        taken = 0
+        until_s = time.monotonic() + TURNS_S
+        while batches := self._batches():
+            await handle(feed(*batches))
             if write is not None:
                 for batch in batches:
                     write(batch)
-            # Also lets the pump drain answers while there is no end of batches.
-            await trio.lowlevel.checkpoint()
+            taken += sum([len(batch.data) for batch in batches])
+            if time.monotonic() >= until_s:
+                return taken, True
+        return taken, False
 
     def _batches(self) -> list[Batch]:
         """What the source has now, as far as one turn goes; empty if it has nothing."""
@@ -213,6 +246,8 @@ class _Run:
             batches.append(batch)
             packets += len(batch.index) // INDEX_RECORD_BYTES
             size += len(batch.data)
+            if size >= LARGE_TURN_BYTES and size >= packets * LARGE_PACKET_BYTES:
+                break
         return batches
 
     async def _end_intake(self) -> None:

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceSource", "FileSource", "PacketSource", "SourceStatistics", "open_source"]
 
-# Of small packets 256 at once cost as little per packet as more do; of 64 KiB packets 16 are enough. More would be
-# dangerous: the number is chosen by the last batch, and the next one may hold the largest packets there are.
-_BATCH_BYTES: Final = 1 << 20
+# Of small packets 256 at once cost as little per packet as more do; of 64 KiB packets 4, which the core's own cache
+# holds. More would be dangerous: the number is chosen by the last batch, and the next one may hold the largest packets
+# there are.
+_BATCH_BYTES: Final = 1 << 18
 _BATCH_PACKETS: Final = 256
-_BATCH_PACKETS_MINIMUM: Final = 16
+_BATCH_PACKETS_MINIMUM: Final = 4
 
 # What a compiled filter returns for a packet it takes, and the netmask that only `ip broadcast` asks for.
 _COMPILE_SNAPLEN_BYTES: Final = 262_144

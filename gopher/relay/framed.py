@@ -7,6 +7,7 @@ the upstreams that get copies.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from functools import partial
 from itertools import count
@@ -241,7 +242,7 @@ class Framed:
         for coupling in self._couplings.values():
             coupling.tick(now_s)
         for upstream in self._copy_upstreams:
-            upstream.tick(trio.current_time())
+            upstream.tick(time.monotonic())
         if now_s >= self._next_sweep_s:
             idle_s = self.config.idle_timeout_s
             self._next_sweep_s = now_s + idle_s / SWEEPS_PER_IDLE_TIME

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gopher.errors import UpstreamError
-from gopher.upstreams.upstream import Upstream
+from gopher.upstreams.upstream import StreamCopy, Upstream
 
 if TYPE_CHECKING:
+    from gopher._fastpath import Flow
     from gopher._pump import Budget, Ledger
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
-    from gopher.upstreams.upstream import Outlet, StreamCopy
+    from gopher.upstreams.upstream import Outlet
 
 __all__ = ["DirectoryUpstream"]
 
@@ -41,6 +42,10 @@ class DirectoryUpstream(Upstream):
             raise UpstreamError(
                 f"upstream {config.name}: the directory is not writable", hint="name one you may write to"
             )
+
+    def copy(self, flow: Flow, given_up: str | None) -> StreamCopy:
+        """See `Upstream.copy`."""
+        return StreamCopy(self, "{}.{}-{}.{}".format(*flow.client, *flow.server), given_up)
 
     def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
         """See `Upstream.connect`."""

@@ -10,9 +10,8 @@ Accounts are about the client's bytes only, as for every upstream.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
-
-import trio
 
 from gopher._fastpath import CLIENT_TO_SERVER, SERVER_TO_CLIENT
 from gopher._pump import Connection
@@ -72,7 +71,7 @@ class RelayUpstream(TcpUpstream):
         *,
         framed: bool,
         capture_id: bytes,
-        clock: Callable[[], float] = trio.current_time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(config, limits, total, addresses, pump, clock)
         self.framed = framed
@@ -80,9 +79,9 @@ class RelayUpstream(TcpUpstream):
         """Of the captured event that is being handled; set by whoever hands it on."""
         self._capture_id = capture_id
 
-    def copy(self, flow: Flow, name: str, given_up: str | None) -> StreamCopy:
+    def copy(self, flow: Flow, given_up: str | None) -> StreamCopy:
         """See `Upstream.copy`."""
-        return (FramedCopy if self.framed else LinkCopy)(self, flow, name, given_up)
+        return (FramedCopy if self.framed else LinkCopy)(self, flow, given_up)
 
     def _open(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Connection:
         assert isinstance(copy, LinkCopy)
@@ -100,8 +99,8 @@ class LinkCopy(StreamCopy):
 
     __slots__ = ("flow",)
 
-    def __init__(self, upstream: RelayUpstream, flow: Flow, name: str, given_up: str | None) -> None:
-        super().__init__(upstream, name, given_up, flow.server[1])
+    def __init__(self, upstream: RelayUpstream, flow: Flow, given_up: str | None) -> None:
+        super().__init__(upstream, "", given_up, flow.server_port)
         self.flow = flow
 
 

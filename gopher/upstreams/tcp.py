@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -134,7 +135,7 @@ class TcpUpstream(Upstream):
     Args:
         addresses: tried in turn until one accepts; at least one.
         pump: serves the connections.
-        clock: seconds, monotonic.
+        clock: seconds, monotonic; the one that `tick` is called by.
     """
 
     # One connection that dies unanswered may be the fault of its own request; this many in a row are the upstream's.
@@ -147,7 +148,7 @@ class TcpUpstream(Upstream):
         total: Budget,
         addresses: list[Address],
         pump: Pump,
-        clock: Callable[[], float] = trio.current_time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(config, limits, total)
         self.addresses = addresses
@@ -172,7 +173,7 @@ class TcpUpstream(Upstream):
             return self.backoff.reason
         connection = self._open(copy, base, requests)
         connection.attempts_left = len(self.addresses)
-        failure = self._dial(connection, now_s)
+        failure = self._dial(connection, now_s, write_follows=True)
         if failure:
             return self._dial_failed(failure)
         return connection
@@ -180,7 +181,7 @@ class TcpUpstream(Upstream):
     def _open(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Connection:
         return Connection(self._pump, self.ledger, requests, base, copy)
 
-    def _dial(self, connection: Connection, now_s: float) -> int:
+    def _dial(self, connection: Connection, now_s: float, *, write_follows: bool = False) -> int:
         """Dial addresses in turn until one does not fail at once. Returns 0 or a negative errno."""
         copy = connection.owner
         assert isinstance(copy, StreamCopy)
@@ -189,7 +190,7 @@ class TcpUpstream(Upstream):
             connection.attempts_left -= 1
             self.dials += 1
             address = self.addresses[self._preferred].at(self.config.port or copy.port)
-            failure = connection.dial(address.family, address.sockaddr)
+            failure = connection.dial(address.family, address.sockaddr, write_follows)
             if failure == 0:
                 while self._connecting and not self._connecting[0][1].connecting:
                     self._connecting.popleft()

@@ -72,6 +72,7 @@ class StreamCopy:
     def __init__(self, upstream: Upstream, name: str, given_up: str | None = None, port: int = 0) -> None:
         self.upstream = upstream
         self.name = name
+        """For people and file names, where anything is named after the stream."""
         self.port = port
         """The server's, where an upstream has no port of its own."""
         self.connection: Outlet | None = None
@@ -254,9 +255,9 @@ class Upstream(ABC):
         self.dials = 0
         self.answers_missed_bytes = 0
 
-    def copy(self, flow: Flow, name: str, given_up: str | None) -> StreamCopy:
+    def copy(self, flow: Flow, given_up: str | None) -> StreamCopy:
         """What this upstream gets of a flow that begins; see `StreamCopy`."""
-        return StreamCopy(self, name, given_up, flow.server[1])
+        return StreamCopy(self, "", given_up, flow.server_port)
 
     @abstractmethod
     def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
