@@ -3,7 +3,9 @@
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
     $$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
 BIN = .venv/bin
-CYTHON_SOURCES = $(shell find gopher -name '*.pyx' -o -name '*.pxd')
+CYTHON_FILES = $(shell find gopher -name '*.pyx' -o -name '*.pxd')
+# And the Python modules that a .pxd beside them makes typed.
+CYTHON_SOURCES = $(CYTHON_FILES) $(wildcard $(patsubst %.pxd,%.py,$(filter %.pxd,$(CYTHON_FILES))))
 CLANG = clang
 TARGET = reassembler
 SECONDS = 60
@@ -33,7 +35,7 @@ lint: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint gopher
 	$(BIN)/codespell
 	@# A performance hint means that code without the GIL takes it after all, to look for an exception.
-	! $(BIN)/cython -3 -o build/ $(filter %.pyx,$(CYTHON_SOURCES)) 2>&1 | grep -A 9 'performance hint'
+	! $(BIN)/cython -3 -X annotation_typing=False -o build/ $(filter %.pyx %.py,$(CYTHON_SOURCES)) 2>&1 | grep -A 9 'performance hint'
 
 # For example: make fuzz TARGET=http_framing SECONDS=600. An input that breaks something becomes build/fuzz/TARGET-*;
 # moved to tests/fuzz/corpus/TARGET, it is a test. Atheris has no version for all Pythons, so none is asked for.

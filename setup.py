@@ -19,7 +19,13 @@ DEBUG = os.environ.get("GOPHER_DEBUG_CYTHON", "") not in ("", "0")
 SANITIZERS = os.environ.get("GOPHER_SANITIZE", "")
 
 HOT = ("gopher._reassembly", "gopher.http.framing")
-LINUX_ONLY = ("gopher._pump", "gopher.relay._tunnel")
+LINUX_ONLY = (
+    "gopher._pump",
+    "gopher.relay._tunnel",
+    "gopher.upstreams.stream",
+    "gopher.upstreams.tcp",
+    "gopher.upstreams.upstream",
+)
 
 # The only table of directives: a "# cython:" line in a file would override it, and leave that file unchecked in the
 # debug build. Not nonecheck: it breaks nogil methods.
@@ -30,6 +36,8 @@ DIRECTIVES = {
     "initializedcheck": DEBUG,
     "cdivision": True,
     "embedsignature": True,
+    # Python's annotations are for people and mypy, also in the modules that a .pxd makes typed: "int" is no C type.
+    "annotation_typing": False,
     "linetrace": DEBUG,
 }
 
@@ -53,16 +61,21 @@ elif DEBUG:
     link_args = []
     hot_args = {}
 
+# Cython modules, and Python modules that a .pxd beside them makes typed.
+typed = [path.with_suffix(".py") for path in Path("gopher").glob("**/*.pxd")]
+sources = {".".join(path.with_suffix("").parts): path for path in sorted(Path("gopher").glob("**/*.pyx"))}
+sources.update({".".join(path.with_suffix("").parts): path for path in sorted(typed) if path.exists()})
+
 extensions = [
     Extension(
-        ".".join(path.with_suffix("").parts),
+        name,
         [str(path)],
-        extra_compile_args=compile_args + hot_args.get(".".join(path.with_suffix("").parts), []),
+        extra_compile_args=compile_args + hot_args.get(name, []),
         extra_link_args=link_args,
         define_macros=macros,
     )
-    for path in sorted(Path("gopher").glob("**/*.pyx"))
-    if sys.platform == "linux" or ".".join(path.with_suffix("").parts) not in LINUX_ONLY
+    for name, path in sources.items()
+    if sys.platform == "linux" or name not in LINUX_ONLY
 ]
 
 # Cython and the C compiler go by the age of files alone, so a build with other settings starts from the beginning.

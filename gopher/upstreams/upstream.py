@@ -13,7 +13,6 @@ What it keeps true:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gopher._pump import LATENCY_BOUNDS_NS, OVER_CONNECTION, OVER_TOTAL, OVER_UPSTREAM, Ledger
@@ -83,8 +82,8 @@ class StreamCopy:
         self._parts = 0
         """Connections of this copy that are still open; more than one while an old one waits for its answers."""
         self._ended = False
-        upstream.connections_captured += 1
-        upstream.connections_pending += 1
+        self.upstream.connections_captured += 1
+        self.upstream.connections_pending += 1
 
     # -- bytes -----------------------------------------------------------------------------------------------------
 
@@ -242,8 +241,8 @@ class StreamCopy:
             self.upstream.settle(self._shed_first)
 
 
-class Upstream(ABC):
-    """What TCP and directory upstreams share: the account."""
+class Upstream:
+    """What TCP and directory upstreams share: the account. What raises `NotImplementedError` is theirs to define."""
 
     def __init__(self, config: UpstreamConfig, limits: MirrorConfig, total: Budget) -> None:
         self.config = config
@@ -259,25 +258,25 @@ class Upstream(ABC):
         """What this upstream gets of a flow that begins; see `StreamCopy`."""
         return StreamCopy(self, "", given_up, flow.server_port)
 
-    @abstractmethod
     def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
         """A new connection for `copy`, or the reason why there is none."""
+        raise NotImplementedError
 
-    @abstractmethod
     def outcome(self, connection: Outlet, outcome: int) -> None:
         """A connection reports `FINISHED`, `PEER_CLOSED` or a negative errno."""
+        raise NotImplementedError
 
-    @abstractmethod
     def finish(self, connection: Outlet, *, reset: bool = False) -> None:
         """No more bytes for this connection; `reset` it when it has got its answers."""
+        raise NotImplementedError
 
-    @abstractmethod
     def tick(self, now_s: float) -> None:
         """Apply what is due at `now_s`."""
+        raise NotImplementedError
 
-    @abstractmethod
     def abort(self, reason: str) -> None:
         """Cut every connection that still waits for something."""
+        raise NotImplementedError
 
     def settle(self, shed_reason: str | None) -> None:
         """One captured connection is over."""

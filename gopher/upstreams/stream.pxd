@@ -1,0 +1,20 @@
+# Makes an extension type of MirroredStream, which is touched for every run of bytes and every connection.
+
+from gopher.http.framing cimport RequestFramer
+
+
+cdef class MirroredStream:
+    cdef readonly list copies
+    cdef readonly list framed
+    cdef readonly bint midway
+    cdef readonly bint joined
+    cdef readonly RequestFramer requests
+    cdef str _joining
+    cdef bytes _held
+
+    cpdef list write(self, data)
+    cdef _join(self, bytes data, str reason)
+    cdef _skip(self, str reason, Py_ssize_t length)
+    cpdef finish(self)
+    cpdef reset(self)
+    cdef _drop_held(self)

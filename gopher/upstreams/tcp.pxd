@@ -1,0 +1,42 @@
+# Makes extension types of what tcp.py does for every connection.
+
+from gopher._pump cimport Connection, Pump
+from gopher.upstreams.upstream cimport Upstream
+
+
+cdef class Address:
+    cdef readonly int family
+    cdef readonly str host
+    cdef readonly int port
+    cdef readonly bytes sockaddr
+    cdef int _scope_id
+
+    cpdef Address at(self, int port)
+
+
+cdef class Backoff:
+    cdef readonly str reason
+    cdef double _delay_s
+    cdef double _retry_at_s
+    cdef bint _probing
+
+
+cdef class TcpUpstream(Upstream):
+    cdef readonly list addresses
+    cdef readonly Backoff backoff
+    cdef readonly Pump _pump
+    cdef object _clock
+    cdef double _connect_timeout_s
+    cdef double _linger_s
+    cdef int _preferred
+    cdef int _unanswered
+    cdef tuple _signs_of_life
+    cdef object _connecting
+    cdef object _lingering
+
+    cpdef int _dial(self, Connection connection, double now_s, bint write_follows=*) except? -1
+    cdef str _dial_failed(self, int failure)
+    cdef _failed(self, str reason)
+    cdef _notice_recovery(self)
+    cdef _recovered(self)
+    cdef _retry(self, Connection connection, copy, int failure)
