@@ -21,6 +21,7 @@ SANITIZERS = os.environ.get("GOPHER_SANITIZE", "")
 HOT = ("gopher._reassembly", "gopher.http.framing")
 LINUX_ONLY = (
     "gopher._pump",
+    "gopher.capture._ring",
     "gopher.relay._tunnel",
     "gopher.upstreams.stream",
     "gopher.upstreams.tcp",

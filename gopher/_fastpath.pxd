@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from gopher._reassembly cimport FlowState, OutRecord, Table
+from gopher._runs cimport ByteRun, Lease
 from gopher._wire cimport FlowKey
 
 cdef class Flow:
@@ -25,7 +26,8 @@ cdef class StreamData:
     cdef readonly Flow flow
     cdef readonly int direction
     cdef readonly uint64_t offset
-    cdef readonly bytes data
+    cdef readonly ByteRun run   # large ones, which are not copied; else None
+    cdef bytes _data            # None if there is a run
     cdef readonly int64_t time_ns
     cdef readonly int64_t since_ns
 
@@ -50,6 +52,7 @@ cdef class FlowClosed:
 cdef class Reassembler:
     cdef Table _table
     cdef set _flows             # keeps the Flow of every FlowState.object alive, where the garbage collector sees it
+    cdef Lease _lease           # the batches of the call that is at work
     cdef bint _busy             # a call is at work: another thread, or a finaliser run by it, must not come in
 
     cdef int _enter(self) except -1
@@ -57,4 +60,5 @@ cdef class Reassembler:
     cdef int _drop_lost_flows(self) except -1
     cdef int _drop_object(self, FlowState* state) except -1
     cdef object _event(self, const OutRecord* record)
+    cdef ByteRun _run(self, const OutRecord* record)
     cdef Flow _new_flow(self, FlowState* state, bint joined)

@@ -7,6 +7,8 @@ without a bound check; malformed input is counted, never raised.
 from collections.abc import Collection, Iterable
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
+from gopher._runs import ByteRun
+
 CLIENT_TO_SERVER: Final[int]  # 0
 SERVER_TO_CLIENT: Final[int]  # 1
 
@@ -15,12 +17,14 @@ class Batch(NamedTuple):
 
     data: the packets' bytes, any contiguous buffer (bytes, mmap).
     index: native-endian uint32 records (seconds, microseconds, offset into data, captured length), 16 bytes each.
+    size_bytes: of the packets, about; 0 if nobody has counted.
     linktype: DLT_/LINKTYPE_ number of every packet in the batch (1 Ethernet, 113 Linux cooked, ...).
     """
 
     data: Any
     index: bytes  # type: ignore[assignment]  # hides tuple.index, which nobody needs of a batch
     linktype: int
+    size_bytes: int = 0
 
 def pack_batch(packets: Iterable[tuple[int, bytes]], linktype: int) -> Batch:
     """Make a batch from (time_ns, packet bytes) pairs."""
@@ -68,6 +72,8 @@ class StreamData:
     def offset(self) -> int: ...  # of the first byte; 0 = first payload byte (ISN + 1), or the first byte seen
     @property
     def data(self) -> bytes: ...
+    @property
+    def run(self) -> ByteRun | None: ...  # the same where it was captured: of large ones, which `data` would copy
     @property
     def time_ns(self) -> int: ...  # of the newest packet in it
     @property

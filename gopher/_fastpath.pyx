@@ -15,9 +15,9 @@ import sys
 from typing import Any, NamedTuple
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawMalloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -26,6 +26,11 @@ from gopher._reassembly cimport (
     Counters, FlowState, OutRecord, Piece, Table, clear_records, expire_table, flush_table, lose_flow, next_in_limbo,
     release_table, take_batch,
 )
+from gopher._runs cimport ByteRun, Lease, iovec
+
+cdef enum:
+    # From here on it costs less to hand the pieces on than to copy them.
+    RUN_BYTES = 16384
 
 CLIENT_TO_SERVER = 0
 SERVER_TO_CLIENT = 1
@@ -53,6 +58,7 @@ class Batch(NamedTuple):
     data: Any
     index: bytes
     linktype: int
+    size_bytes: int = 0
 
 
 def pack_batch(packets, linktype):
@@ -142,6 +148,10 @@ cdef class FlowOpened:
 @cython.freelist(512)
 cdef class StreamData:
     """The next bytes of one direction, contiguous with what came before."""
+
+    @property
+    def data(self):
+        return self._data if self.run is None else self.run.join()
 
     def __repr__(self):
         return f"<StreamData {self.flow!r} {self.direction} {self.offset}+{len(self.data)}>"
@@ -293,10 +303,10 @@ cdef class Reassembler:
             ValueError: an index is not made of 16-byte records; nothing was taken in.
             MemoryError: the system has none; the events of this call are lost, and their flows with them.
         """
+        cdef Lease lease = Lease()
         cdef Py_buffer* buffers = <Py_buffer*>PyMem_RawMalloc(2 * max(len(batches), 1) * sizeof(Py_buffer))
         cdef Py_buffer* data
         cdef Py_buffer* index
-        cdef Py_ssize_t acquired = 0
         cdef Py_ssize_t i
         cdef uint32_t at
         cdef uint32_t count
@@ -304,13 +314,15 @@ cdef class Reassembler:
         cdef list events = []
         if buffers == NULL:
             raise MemoryError
+        lease._buffers = buffers
         self._enter()
+        self._lease = lease
         try:
-            for batch_data, batch_index, _linktype in batches:
+            for batch_data, batch_index, _linktype, _size_bytes in batches:
                 for buffer in (batch_data, batch_index):
-                    PyObject_GetBuffer(buffer, &buffers[acquired], PyBUF_SIMPLE)
-                    acquired += 1
-                index = &buffers[acquired - 1]
+                    PyObject_GetBuffer(buffer, &buffers[lease._count], PyBUF_SIMPLE)
+                    lease._count += 1
+                index = &buffers[lease._count - 1]
                 if index.len % RECORD_BYTES or index.len // RECORD_BYTES > 0xFFFFFFFE:
                     raise ValueError(f"a batch index is made of {RECORD_BYTES}-byte records, not {index.len} bytes")
             for i in range(len(batches)):
@@ -329,10 +341,8 @@ cdef class Reassembler:
                     self._deliver(events)
             self._deliver(events)
         finally:
+            self._lease = None
             self._busy = False
-            for i in range(acquired):
-                PyBuffer_Release(&buffers[i])
-            PyMem_RawFree(buffers)
         return events
 
     def expire(self, int64_t now_ns):
@@ -490,7 +500,10 @@ cdef class Reassembler:
             data.offset = record.offset
             data.time_ns = record.time_ns
             data.since_ns = record.since_ns
-            data.data = join_pieces(self._table.pieces, record)
+            if record.length >= RUN_BYTES:
+                data.run = self._run(record)
+            if data.run is None:
+                data._data = join_pieces(self._table.pieces, record)
             return data
         if record.kind == OUT_GAP:
             gap = StreamGap.__new__(StreamGap)
@@ -512,6 +525,33 @@ cdef class Reassembler:
         closed.reason = _CLOSE_REASONS[record.reason]
         closed.time_ns = record.time_ns
         return closed
+
+    cdef ByteRun _run(self, const OutRecord* record):
+        """The record's bytes where they are; None if some of them will not stay there."""
+        cdef const Piece* pieces = self._table.pieces
+        cdef Lease lease = self._lease
+        cdef ByteRun run
+        cdef uint32_t i = record.first_piece
+        cdef Py_ssize_t count = 0
+        while i != NO_PIECE:
+            # Held until they were in order, or put together from fragments.
+            if pieces[i].owner != NULL or lease is None or not lease.holds(pieces[i].data, pieces[i].length):
+                return None
+            count += 1
+            i = pieces[i].next
+        run = ByteRun()
+        run.pieces = <iovec*>PyMem_RawMalloc(count * sizeof(iovec))
+        if run.pieces == NULL:
+            raise MemoryError
+        run._lease = lease
+        run.length = record.length
+        i = record.first_piece
+        while i != NO_PIECE:
+            run.pieces[run.pieces_count].iov_base = <void*>pieces[i].data
+            run.pieces[run.pieces_count].iov_len = pieces[i].length
+            run.pieces_count += 1
+            i = pieces[i].next
+        return run
 
     cdef Flow _new_flow(self, FlowState* state, bint joined):
         cdef Flow flow = Flow.__new__(Flow)

@@ -72,5 +72,5 @@ cdef class Connection:
     cdef int _drain(self)
     cdef int _finish_step(self)
     cdef int _ready(self, unsigned int events)
-    cdef int _write(self, bytes data, Py_ssize_t overhead)
-    cpdef int write(self, bytes data)
+    cdef int _write(self, data, Py_ssize_t overhead)
+    cpdef int write(self, data)

@@ -30,16 +30,19 @@ from gopher.http.framing cimport (
     http_framer_skip,
 )
 
+from gopher._runs cimport ByteRun
 from gopher._sockets cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, IPPROTO_TCP,
     MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, SHUT_WR, SIOCOUTQ, SO_ERROR, SO_LINGER, SO_RCVLOWAT, SOCK_CLOEXEC,
     SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, close, connect, epoll_create1, epoll_ctl, epoll_event,
-    epoll_wait, getsockopt, ioctl, linger, recv, send, setsockopt, shutdown, sockaddr, socket,
+    epoll_wait, getsockopt, ioctl, linger, msghdr, recv, send, sendmsg, setsockopt, shutdown, sockaddr, socket,
 )
 
 cdef enum:
     EVENTS_PER_CALL = 256
     SCRATCH_BYTES = 65536
+    # UIO_MAXIOV of Linux.
+    PIECES_PER_CALL = 1024
     # An answer that is thrown away without being copied may be read in larger steps.
     DISCARD_BYTES = 16777216
     # A connection that keeps answering must not keep the others waiting.
@@ -132,6 +135,29 @@ cdef class Ledger:
         """Count bytes as given up."""
         if length:
             self.shed[reason] = self.shed.get(reason, 0) + length
+
+
+cdef Py_ssize_t _send_run(int fd, ByteRun run) noexcept:
+    """Send the pieces of a run, as far as the socket takes them. Returns how many bytes, or -1 with errno set."""
+    cdef msghdr message
+    cdef Py_ssize_t sent = 0
+    cdef Py_ssize_t taken, wanted, i
+    cdef Py_ssize_t at = 0
+    memset(&message, 0, sizeof(message))
+    while at < run.pieces_count:
+        message.msg_iov = run.pieces + at
+        message.msg_iovlen = min(run.pieces_count - at, <Py_ssize_t>PIECES_PER_CALL)
+        wanted = 0
+        for i in range(<Py_ssize_t>message.msg_iovlen):
+            wanted += message.msg_iov[i].iov_len
+        taken = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if taken < 0:
+            return sent if sent else -1  # a failure comes again
+        sent += taken
+        if taken < wanted:
+            break
+        at += message.msg_iovlen
+    return sent
 
 
 cdef class Pump:
@@ -300,8 +326,9 @@ cdef class Connection:
         self.ledger.add_shed(reason, length + unaccepted)
         return length + unaccepted
 
-    cpdef int write(self, bytes data):
-        """Send `data`, now if the socket takes it, else later. The caller has added its length to `captured`.
+    cpdef int write(self, data):
+        """Send `data`, bytes or a `ByteRun`, now if the socket takes it, else later. The caller has added its length
+        to `captured`.
 
         Returns:
             0; or, with everything queued all the same, one of `OVER_CONNECTION`, `OVER_UPSTREAM`, `OVER_TOTAL`: the
@@ -314,9 +341,11 @@ cdef class Connection:
         """As `write`, for bytes of which the first `overhead` are not the client's: no account counts those."""
         return self._write(data, overhead)
 
-    cdef int _write(self, bytes data, Py_ssize_t overhead):
+    cdef int _write(self, data, Py_ssize_t overhead):
         cdef Py_ssize_t taken = 0
-        cdef Py_ssize_t length = PyBytes_GET_SIZE(data)
+        cdef ByteRun run = <ByteRun>data if isinstance(data, ByteRun) else None
+        cdef bytes whole = None if run is not None else data
+        cdef Py_ssize_t length = run.length if run is not None else PyBytes_GET_SIZE(whole)
         cdef int failure
         if self.queued == 0 and self._fd >= 0:
             # While connecting too: on a short path the handshake is over when connect() returns, and the attempt
@@ -324,12 +353,15 @@ cdef class Connection:
             if not self._lazy and self.answered:
                 self._lazy = True
                 self._wake_at(LAZY_BYTES)
-            taken = send(self._fd, PyBytes_AS_STRING(data), length, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if run is not None:
+                taken = _send_run(self._fd, run)
+            else:
+                taken = send(self._fd, PyBytes_AS_STRING(whole), length, MSG_DONTWAIT | MSG_NOSIGNAL)
             if taken < 0:
                 failure = errno
                 taken = 0
                 if failure != EAGAIN and failure != EINTR:
-                    self._append(data, overhead, 0)
+                    self._append(whole if run is None else run.join(), overhead, 0)
                     return -failure
             else:
                 self.sent += _behind(overhead, 0, taken)
@@ -343,7 +375,11 @@ cdef class Connection:
                     if overhead < length:
                         self.ledger._note_latency(self._pump.captured_ns)
                     return self._watch(False) if self._wants_write or not self._registered else 0
-        self._append(data, overhead, taken)
+        if run is not None:
+            # What the socket did not take has to leave the batch. Of a whole run upstreams share one copy.
+            self._append(run.join_from(taken) if taken else run.join(), 0, 0)
+        else:
+            self._append(whole, overhead, taken)
         if not self._wants_write and self._fd >= 0:
             failure = self._watch(True)
             if failure:

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint32_t
 
+from gopher._runs cimport iovec
+
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
         void* ptr
@@ -17,6 +19,9 @@ cdef extern from "<sys/epoll.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr:
         pass
+    struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
     struct linger:
         int l_onoff
         int l_linger
@@ -26,6 +31,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int getsockopt(int fd, int level, int name, void* value, uint32_t* length)
     int shutdown(int fd, int how)
     Py_ssize_t send(int fd, const void* data, size_t length, int flags)
+    Py_ssize_t sendmsg(int fd, const msghdr* message, int flags)
     Py_ssize_t recv(int fd, void* data, size_t length, int flags)
     enum: SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_LINGER, SO_ERROR, SO_RCVLOWAT, SHUT_WR
     enum: MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC

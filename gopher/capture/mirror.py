@@ -183,7 +183,7 @@ class Mirror:
                     stream = event.flow.context or self._open_stream(event.flow)
                     if stream is _IGNORED:
                         continue
-                    data = event.data
+                    data = event.data if event.run is None else event.run
                     self._received_bytes += len(data)
                     # How late a file's packets are says nothing.
                     if live:

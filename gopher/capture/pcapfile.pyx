@@ -417,7 +417,7 @@ cdef class CaptureFile:
                 raise MemoryError
             if scan.packets:
                 # A NEED_MORE or NOT_A_RECORD comes again with the next call, then without packets before it.
-                return Batch(self._buffer, index[: scan.packets * sizeof(Record)], scan.linktype)
+                return Batch(self._buffer, index[: scan.packets * sizeof(Record)], scan.linktype, len(self._buffer))
             if stop == NOT_A_RECORD:
                 self.truncated = True
                 self._finished = True

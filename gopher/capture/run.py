@@ -44,9 +44,6 @@ LAST_LOOK_S: Final = 0.5
 # 1.4. Beyond that latency grows and little is saved.
 TURN_PACKETS: Final = 2048
 TURN_BYTES: Final = 1 << 20
-# Large packets (uploads) gain nothing from a long turn: what is copied three times should stay in the core's own cache.
-LARGE_PACKET_BYTES: Final = 4096
-LARGE_TURN_BYTES: Final = 1 << 18
 # A turn of the scheduler costs as much as some ten requests, so it comes after several turns of packets.
 TURNS_S: Final = 0.002
 # A wake-up that brings less was the kernel's clock; one that brings more was a block that is full, and the next ones
@@ -230,7 +227,8 @@ class _Run:
             if write is not None:
                 for batch in batches:
                     write(batch)
-            taken += sum([len(batch.data) for batch in batches])
+            self._source.release()
+            taken += sum([batch.size_bytes for batch in batches])
             if time.monotonic() >= until_s:
                 return taken, True
         return taken, False
@@ -245,9 +243,7 @@ class _Run:
                 break
             batches.append(batch)
             packets += len(batch.index) // INDEX_RECORD_BYTES
-            size += len(batch.data)
-            if size >= LARGE_TURN_BYTES and size >= packets * LARGE_PACKET_BYTES:
-                break
+            size += batch.size_bytes
         return batches
 
     async def _end_intake(self) -> None:

@@ -11,18 +11,21 @@ so it is called when a source is opened and never again. A closed or never activ
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
 import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pcapy  # type: ignore[import-not-found]  # a C extension without stubs
 import trio
 
 from gopher._fastpath import Batch
+from gopher.capture._ring import BLOCK_BYTES, Ring
 from gopher.capture.bpf import capture_filter
 from gopher.capture.pcapfile import CaptureFile, CaptureWriter
 from gopher.errors import CaptureError, CapturePermissionError, ConfigError
@@ -47,14 +50,16 @@ _NETMASK_UNKNOWN: Final = 0xFFFF_FFFF
 
 _INDEX_RECORD: Final = struct.Struct("=IIII")
 
-# <linux/if_packet.h>; the socket module has neither.
-_SOL_PACKET: Final = 263
-_PACKET_IGNORE_OUTGOING: Final = 23
-
 # <pcap/pcap.h>
 _PCAP_ERROR_NO_SUCH_DEVICE: Final = -5
 _PCAP_ERROR_PERM_DENIED: Final = -8
 _PCAP_ERROR_IFACE_NOT_UP: Final = -9
+
+# Those whose packets `Ring` gives as libpcap would.
+_RING_LINKTYPES: Final = frozenset({pcapy.DLT_EN10MB, pcapy.DLT_LINUX_SLL})
+
+# For a handle that is not read.
+_SMALL_RING_BYTES: Final = 512 << 10
 
 # Link types whose number in files differs from the one libpcap's compiler takes.
 _DLT_OF_LINKTYPE: Final = {101: pcapy.DLT_RAW}
@@ -101,6 +106,9 @@ class PacketSource(Protocol):
             CaptureError: the source broke. Close it.
         """
 
+    def release(self) -> None:
+        """All batches given so far have been dealt with: what they lie in may be used anew."""
+
     def statistics(self) -> SourceStatistics:
         """Give the counters so far; after `close` those at the close."""
 
@@ -125,6 +133,10 @@ class DeviceSource:
     A single device is put into promiscuous mode, as packets on a bridge or a mirror port are addressed to others; `any`
     has no such mode.
 
+    libpcap says whether the device is there and may be captured on, and compiles the filter. Of Ethernet, loopback and
+    `any` the ring is then read where it is, without libpcap (`gopher.capture._ring` says why); of other links libpcap
+    reads it.
+
     Args:
         config: all but read_path and speed.
         excluded: numeric (address, port) of the upstreams, whose connections are not captured.
@@ -140,48 +152,36 @@ class DeviceSource:
 
     def __init__(self, config: SourceConfig, excluded: Sequence[tuple[str, int]]) -> None:
         self.name = config.interface
-        self._reader = _activate(config)
-        try:
-            self._reader.setnonblock(1)
-            if config.interface == "lo":
-                _ignore_outgoing(self._reader.getfd())
-            _set_filter(self._reader, config, excluded)
-            # Before the filter was in place everything was counted, and dropped if need be.
-            self._last_counters = self._reader.stats()
-        except BaseException:
-            self._reader.close()
-            raise
+        self._reader = _open_reader(config, excluded)
         self._totals = [0, 0, 0]
-        self._linktype: int = self._reader.datalink()
-        self._batch_packets = _BATCH_PACKETS_MINIMUM
         self._closed = False
 
     def datalink(self) -> int:
         """See `PacketSource`."""
-        return self._linktype
+        return self._reader.linktype
 
     async def wait_readable(self) -> None:
         """See `PacketSource`. The kernel wakes us when a block is full or `wakeup_ms` old, and not on a quiet link."""
-        await trio.lowlevel.wait_readable(self._reader.getfd())
+        await trio.lowlevel.wait_readable(self._reader.fileno())
 
     def next_batch(self) -> Batch:
         """See `PacketSource`."""
         try:
-            data, index = self._reader.next_batch(self._batch_packets)
+            return self._reader.next_batch()
         except pcapy.PcapError as exc:
             raise CaptureError(f"capturing on {self.name} failed: {exc}") from exc
-        if index:
-            mean_bytes = 1 + len(data) * _INDEX_RECORD.size // len(index)
-            self._batch_packets = max(_BATCH_PACKETS_MINIMUM, min(_BATCH_BYTES // mean_bytes, _BATCH_PACKETS))
-        return Batch(data, index, self._linktype)
+        except OSError as exc:
+            raise CaptureError(f"capturing on {self.name} failed: {exc.strerror}") from exc
+
+    def release(self) -> None:
+        """See `PacketSource`."""
+        self._reader.release()
 
     def statistics(self) -> SourceStatistics:
-        """See `PacketSource`. To be asked at least once in 4 billion packets: libpcap's counters have 32 bits."""
+        """See `PacketSource`. To be asked at least once in 4 billion packets: the kernel's counters have 32 bits."""
         if not self._closed:
-            counters = self._reader.stats()
-            for i, (now, last) in enumerate(zip(counters, self._last_counters, strict=True)):
-                self._totals[i] += (now - last) & 0xFFFF_FFFF
-            self._last_counters = counters
+            for i, count in enumerate(self._reader.counted()):
+                self._totals[i] += count
         return SourceStatistics(*self._totals)
 
     def close(self) -> None:
@@ -192,11 +192,115 @@ class DeviceSource:
             self._reader.close()
 
 
-def _activate(config: SourceConfig) -> Any:
+class _Reader(Protocol):
+    linktype: int
+
+    def fileno(self) -> int: ...
+    def next_batch(self) -> Batch: ...
+    def release(self) -> None: ...
+    def counted(self) -> Sequence[int]:
+        """Since the last time: received, dropped by the kernel, dropped by the interface."""
+
+    def close(self) -> None: ...
+
+
+def _open_reader(config: SourceConfig, excluded: Sequence[tuple[str, int]]) -> _Reader:
+    # Two rings at once would be twice the memory.
+    with contextlib.closing(_activate(config, _SMALL_RING_BYTES)) as libpcap:
+        if libpcap.datalink() in _RING_LINKTYPES:
+            _set_filter(libpcap, config, excluded)
+            return _RingReader(libpcap, config)
+    libpcap = _activate(config, config.ring_room_bytes)
+    try:
+        libpcap.setnonblock(1)
+        _set_filter(libpcap, config, excluded)
+        return _PcapReader(libpcap)
+    except BaseException:
+        libpcap.close()
+        raise
+
+
+class _RingReader:
+    def __init__(self, libpcap: Any, config: SourceConfig) -> None:
+        self.linktype: int = libpcap.datalink()
+        cooked = self.linktype == pcapy.DLT_LINUX_SLL
+        loopback = config.interface == "lo"
+        self._ring = Ring(
+            socket.if_nametoindex(config.interface) if config.interface != "any" else 0,
+            cooked=cooked,
+            blocks=config.ring_room_bytes // BLOCK_BYTES,
+            retire_ms=config.wakeup_ms,
+            filter_of=libpcap.getfd(),
+            promiscuous=not (cooked or loopback),
+            # Each packet also comes as it arrives.
+            ignore_outgoing=loopback,
+        )
+        self._interface_drops = _interface_drops(config.interface)
+        self._device = config.interface
+
+    def fileno(self) -> int:
+        return self._ring.fileno()
+
+    def next_batch(self) -> Batch:
+        index, size_bytes = self._ring.next_block()
+        return Batch(self._ring, index, self.linktype, size_bytes)
+
+    def release(self) -> None:
+        self._ring.release()
+
+    def counted(self) -> Sequence[int]:
+        before, self._interface_drops = self._interface_drops, _interface_drops(self._device)
+        return *self._ring.statistics(), max(0, self._interface_drops - before)
+
+    def close(self) -> None:
+        self._ring.close()
+
+
+def _interface_drops(device: str) -> int:
+    """What the device or its driver gave up, of any traffic, since it is there; 0 if nobody counts (`any`)."""
+    try:
+        return int(Path(f"/sys/class/net/{device}/statistics/rx_missed_errors").read_text())
+    except OSError:
+        return 0
+
+
+class _PcapReader:
+    def __init__(self, libpcap: Any) -> None:
+        self.linktype: int = libpcap.datalink()
+        self._reader = libpcap
+        # Before the filter was in place everything was counted, and dropped if need be.
+        self._last_counters = libpcap.stats()
+        self._batch_packets = _BATCH_PACKETS_MINIMUM
+
+    def fileno(self) -> int:
+        descriptor: int = self._reader.getfd()
+        return descriptor
+
+    def next_batch(self) -> Batch:
+        data, index = self._reader.next_batch(self._batch_packets)
+        if index:
+            mean_bytes = 1 + len(data) * _INDEX_RECORD.size // len(index)
+            self._batch_packets = max(_BATCH_PACKETS_MINIMUM, min(_BATCH_BYTES // mean_bytes, _BATCH_PACKETS))
+        return Batch(data, index, self.linktype, len(data))
+
+    def release(self) -> None:
+        """Batches are copies."""
+
+    def counted(self) -> Sequence[int]:
+        counters = self._reader.stats()
+        counts = [(now - last) & 0xFFFF_FFFF for now, last in zip(counters, self._last_counters, strict=True)]
+        self._last_counters = counters
+        return counts
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def _activate(config: SourceConfig, ring_bytes: int) -> Any:
     reader = pcapy.create(config.interface)
     reader.set_snaplen(config.snaplen_bytes)
     reader.set_timeout(config.wakeup_ms)
-    reader.set_buffer_size(config.ring_room_bytes)
+    reader.set_buffer_size(ring_bytes)
     reader.set_promisc(config.interface != "any")
     status = reader.activate()
     if status >= 0:  # above 0: warnings
@@ -212,16 +316,6 @@ def _activate(config: SourceConfig) -> Any:
     if status == _PCAP_ERROR_IFACE_NOT_UP:
         raise CaptureError(f"the network device {config.interface} is down", hint=f"ip link set {config.interface} up")
     raise CaptureError(f"libpcap cannot capture on {config.interface} (error {status})")
-
-
-def _ignore_outgoing(descriptor: int) -> None:
-    """Keep the copies of packets that leave through `lo` out of the ring; each also comes as it arrives."""
-    with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-        try:
-            duplicate.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-        except OSError:
-            # Linux before 4.20: libpcap drops these copies later, and only the ring and the counters differ.
-            return
 
 
 def _set_filter(reader: Any, config: SourceConfig, excluded: Sequence[tuple[str, int]]) -> None:
@@ -305,6 +399,9 @@ class FileSource:
         self._rest = self._rest._replace(index=index[ready_bytes:])
         self._received += ready_bytes // _INDEX_RECORD.size
         return self._rest._replace(index=index[:ready_bytes])
+
+    def release(self) -> None:
+        """See `PacketSource`. Batches own what they lie in."""
 
     def statistics(self) -> SourceStatistics:
         """See `PacketSource`."""

@@ -6,6 +6,8 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from gopher._runs cimport ByteRun
+
 cdef enum:
     HTTP_REQUEST = 0
     HTTP_RESPONSE = 1
@@ -52,6 +54,8 @@ cdef void http_framer_skip(HttpFramer* framer, uint64_t length) noexcept nogil
 
 cdef class RequestFramer:
     cdef HttpFramer c
+
+    cdef Py_ssize_t _feed_run(self, ByteRun run) noexcept
 
 
 cdef class ResponseFramer:

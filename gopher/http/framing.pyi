@@ -10,6 +10,8 @@ from typing import Final
 
 from typing_extensions import Buffer, Self, disjoint_base
 
+from gopher._runs import ByteRun
+
 __all__ = ["REGISTERED_METHODS", "RequestFramer", "ResponseFramer", "find_request", "request_may_start"]
 
 REGISTERED_METHODS: Final[frozenset[bytes]]
@@ -20,7 +22,7 @@ class RequestFramer:
     """Finds the boundaries of a client's HTTP/1 requests."""
 
     def __init__(self) -> None: ...
-    def feed(self, data: Buffer) -> int:
+    def feed(self, data: Buffer | ByteRun) -> int:
         """Take in the next bytes; they are borrowed for the call only. O(bytes).
 
         Returns:

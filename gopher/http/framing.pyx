@@ -17,6 +17,7 @@ import re
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcpy, memset
 
+from gopher._runs cimport ByteRun
 from gopher.http._octets cimport (
     COLON, COMMA, CR, LF, SEMICOLON, SPACE,
     begins_with, find, hex_value, is_blank, is_digit,
@@ -548,7 +549,21 @@ cdef class RequestFramer:
         http_framer_init(&self.c, HTTP_REQUEST)
 
     def feed(self, data):
+        if isinstance(data, ByteRun):
+            return self._feed_run(<ByteRun>data)
         return _feed_object(&self.c, NULL, data)
+
+    cdef Py_ssize_t _feed_run(self, ByteRun run) noexcept:
+        cdef Py_ssize_t start = -1
+        cdef Py_ssize_t before = 0
+        cdef Py_ssize_t offset
+        cdef Py_ssize_t i
+        for i in range(run.pieces_count):
+            offset = http_framer_feed(&self.c, NULL, <const uint8_t*>run.pieces[i].iov_base, run.pieces[i].iov_len)
+            if start < 0 <= offset:
+                start = before + offset
+            before += run.pieces[i].iov_len
+        return start
 
     @property
     def started(self):

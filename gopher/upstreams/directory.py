@@ -13,6 +13,7 @@ from gopher.upstreams.upstream import StreamCopy, Upstream
 if TYPE_CHECKING:
     from gopher._fastpath import Flow
     from gopher._pump import Budget, Ledger
+    from gopher._runs import ByteRun
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
     from gopher.upstreams.upstream import Outlet
@@ -98,9 +99,9 @@ class FileOutlet:
         """Whether the file is closed."""
         return self._descriptor < 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | ByteRun) -> int:
         """Append. Returns 0 or a negative errno, with what could not be written queued."""
-        view = memoryview(data)
+        view = memoryview(bytes(data))
         while view:
             try:
                 written = os.write(self._descriptor, view)

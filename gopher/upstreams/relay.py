@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from gopher._fastpath import Flow
     from gopher._pump import Budget, Pump
+    from gopher._runs import ByteRun
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.upstreams.tcp import Address
 
@@ -213,9 +214,9 @@ class Link(Connection):
         self._upstream = upstream
         self._header = header
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | ByteRun) -> int:
         """See `Connection.write`."""
-        return self._wrap(data, 0)
+        return self._wrap(bytes(data), 0) if self._header else super().write(data)
 
     def _wrap(self, data: bytes, overhead: int) -> int:
         header, self._header = self._header, b""
@@ -228,11 +229,11 @@ class FramedLink(Link):
     missed_bytes = 0
     """Of production's answers, since the last record of them."""
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | ByteRun) -> int:
         """See `Connection.write`."""
         time_ns = self._upstream.time_ns
         outcomes = [
-            self._wrap(encode_data(CLIENT_TO_SERVER, part, time_ns), RECORD_HEAD_BYTES) for part in _parts(data)
+            self._wrap(encode_data(CLIENT_TO_SERVER, part, time_ns), RECORD_HEAD_BYTES) for part in _parts(bytes(data))
         ]
         # All are queued whatever the first ones say. A failure is what counts, then a bound that is exceeded.
         failure = min(outcomes)

@@ -12,6 +12,7 @@ from gopher.http.framing import RequestFramer, find_request, request_may_start
 from gopher.upstreams.relay import FramedCopy
 
 if TYPE_CHECKING:
+    from gopher._runs import ByteRun
     from gopher.upstreams.upstream import StreamCopy
 
 __all__ = ["HEAD_LIMIT_BYTES", "MirroredStream"]
@@ -45,14 +46,14 @@ class MirroredStream:
         """Bytes that wait for the decision whether a request begins in them."""
         return len(self._held)
 
-    def write(self, data: bytes) -> list[tuple[StreamCopy, str]] | None:
+    def write(self, data: bytes | ByteRun) -> list[tuple[StreamCopy, str]] | None:
         """Pass on the next bytes.
 
         Returns:
             The copies whose connection is over a memory bound, with the bound's name; None if there are none.
         """
         if self._joining is not None:
-            data = self._join(data, self._joining)
+            data = self._join(bytes(data), self._joining)
             if not data:
                 return None
         requests = self.requests

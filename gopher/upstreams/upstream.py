@@ -21,6 +21,7 @@ from gopher.observe.accounts import ConnectionAccount, LatencyAccount, LatencyBu
 if TYPE_CHECKING:
     from gopher._fastpath import Flow
     from gopher._pump import Budget
+    from gopher._runs import ByteRun
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
 
@@ -50,7 +51,7 @@ class Outlet(Protocol):
     def closed(self) -> bool:
         """Whether it has been hung up, or never was open."""
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | ByteRun) -> int:
         """Send now or later. Returns 0, a bound that is exceeded (`OVER_…`), or a negative errno; see `Connection`."""
 
     def unaccepted(self) -> int:
@@ -87,7 +88,7 @@ class StreamCopy:
 
     # -- bytes -----------------------------------------------------------------------------------------------------
 
-    def write(self, data: bytes, start: int, base: int, requests: RequestFramer) -> str | None:
+    def write(self, data: bytes | ByteRun, start: int, base: int, requests: RequestFramer) -> str | None:
         """Pass on the next bytes of the stream.
 
         Args:
@@ -109,7 +110,7 @@ class StreamCopy:
                     return None
                 if start:
                     self.shed(self._reason, start)
-                    data = data[start:]
+                    data = bytes(data)[start:]
             connection = self._connect(base, requests)
             if connection is None:
                 assert self._reason is not None

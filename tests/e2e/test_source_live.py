@@ -1,6 +1,8 @@
 """The device source against the real kernel: real loopback traffic, captured by real sockets."""
 
 import contextlib
+import fcntl
+import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -16,6 +18,10 @@ from tests.support.packets import FIN, LINKTYPE_ETHERNET, LINKTYPE_SLL, RST, SYN
 pytestmark = pytest.mark.e2e
 
 LINK_HEADER_BYTES = {LINKTYPE_ETHERNET: 14, LINKTYPE_SLL: 16}
+LINKTYPE_RAW_OF_DEVICES = 12
+# <linux/if_tun.h>
+TUNSETIFF = 0x400454CA
+IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
 LAST_WORDS = b"these are the last words"
 
 
@@ -30,7 +36,7 @@ class Segment:
 def segments(batch):
     """The TCP segments of a batch."""
     for _, _, at, length in struct.iter_unpack("=IIII", batch.index):
-        packet = batch.data[at + LINK_HEADER_BYTES[batch.linktype] : at + length]
+        packet = bytes(memoryview(batch.data)[at + LINK_HEADER_BYTES[batch.linktype] : at + length])
         segment = packet[40:] if packet[0] >> 4 == 6 else packet[4 * (packet[0] & 0xF) :]
         source, destination = struct.unpack_from("!HH", segment)
         yield Segment(source, destination, segment[13], segment[4 * (segment[12] >> 4) :])
@@ -63,6 +69,15 @@ def captured(source):
         return found
 
     return trio.run(collect)
+
+
+async def next_batch(source):
+    with trio.fail_after(20):
+        batch = source.next_batch()
+        while not batch.index:
+            await source.wait_readable()
+            batch = source.next_batch()
+    return batch
 
 
 def listen(address="127.0.0.1", port=0):
@@ -172,6 +187,46 @@ def test_statistics_stay_after_the_close():
         source.close()
 
 
+def test_batch_stays_while_somebody_looks_at_it():
+    """However much comes meanwhile: its block is not given back to the kernel. Then it is."""
+    with (
+        listen() as listener,
+        capture((listener.getsockname()[1],), interface="lo") as source,
+        socket.create_connection(listener.getsockname()) as client,
+        listener.accept()[0] as server,
+    ):
+
+        def send(byte, times):
+            for _ in range(times):
+                client.sendall(byte * 65_536)
+                server.recv(65_536, socket.MSG_WAITALL)
+
+        def bytes_taken():
+            taken = 0
+            while (batch := source.next_batch()).index:
+                taken += batch.size_bytes
+                source.release()
+            return taken
+
+        send(b"a", 8)
+        batch = source.next_batch()
+        [*_, (_, _, at, length)] = struct.iter_unpack("=IIII", batch.index)
+        with memoryview(batch.data) as ring:
+            before = bytes(ring[at : at + length])
+            source.release()
+            send(b"b", 64)
+            assert bytes(ring[at : at + length]) == before
+            # The ring's four blocks are given out, and none comes back.
+            assert bytes_taken() < MIB
+            send(b"c", 8)
+            assert not source.next_batch().index
+        source.release()
+        send(b"d", 8)
+        assert bytes_taken() > 0
+        send(b"e", 64)
+        assert bytes_taken() > 0
+
+
 def test_drops_are_counted():
     with listen() as listener, capture((listener.getsockname()[1],), interface="lo") as source:
         # 1 MiB of ring is four blocks; nobody reads while eight times that goes by.
@@ -249,6 +304,26 @@ def test_device_that_goes_down(host, near):
         trio.run(collect)
 
 
+def test_device_of_another_link_is_read_by_libpcap(host):
+    """A tunnel's packets have no Ethernet header."""
+    tunnel = in_namespace(host, os.open, "/dev/net/tun", os.O_RDWR)
+    try:
+        fcntl.ioctl(tunnel, TUNSETIFF, struct.pack("16sH", b"tun0", IFF_TUN | IFF_NO_PI))
+        host.run("ip", "link", "set", "tun0", "up")
+        config = SourceConfig(ports=(80,), interface="tun0", wakeup_ms=1, ring_bytes=MIB)
+        with contextlib.closing(in_namespace(host, DeviceSource, config, [])) as source:
+            assert source.datalink() == LINKTYPE_RAW_OF_DEVICES
+            packets = [ipv4(tcp(40000, port, seq=1, payload=b"x")) for port in (81, 80)]
+            for packet in packets:
+                os.write(tunnel, packet)
+            batch = trio.run(next_batch, source)
+            [(_, _, at, length)] = struct.iter_unpack("=IIII", batch.index)
+            assert batch.data[at : at + length] == packets[1]
+            assert source.statistics().received == 1
+    finally:
+        os.close(tunnel)
+
+
 def test_tagged_frames_between_others_are_captured(host, near):
     host.run("ip", "link", "set", "near", "up")
     source = near()
@@ -259,14 +334,6 @@ def test_tagged_frames_between_others_are_captured(host, near):
         for frame in frames:
             wire.send(frame)
 
-    async def collect():
-        with trio.fail_after(20):
-            batch = source.next_batch()
-            while not batch.index:
-                await source.wait_readable()
-                batch = source.next_batch()
-        return batch
-
-    batch = trio.run(collect)
+    batch = trio.run(next_batch, source)
     [(_, _, at, length)] = struct.iter_unpack("=IIII", batch.index)
-    assert batch.data[at : at + length] == frames[1]
+    assert bytes(memoryview(batch.data)[at : at + length]) == frames[1]
