@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from gopher.link import ProxyHeader
     from gopher.relay.coupling import Wait
     from gopher.relay.hooks import Script
+    from gopher.relay.preparing import Preparation
     from gopher.relay.tally import Tally
+    from gopher.relay.upstream import UpstreamConnection
     from gopher.upstreams.tcp import Address
 
     class Adopt(Protocol):
@@ -57,7 +59,7 @@ _NOT_SUMMED: Final = frozenset({"held_s_max", "divergences"})
 
 
 class Coupling:
-    """A coupler, and the downstreams that wait for it.
+    """A coupler, and who waits for it: each with one request at most.
 
     Args:
         coupler: what decides.
@@ -67,25 +69,25 @@ class Coupling:
     def __init__(self, coupler: Coupler, later: Callable[[Callable[[], None]], None]) -> None:
         self.coupler = coupler
         self._later = later
-        self._waiting: dict[int, Downstream] = {}
+        self._waiting: dict[int, Preparation] = {}
         # All wait equally long, so it is in the order of its deadlines.
         self._deadlines: deque[tuple[float, int]] = deque()
 
-    def wait(self, wait: Wait, downstream: Downstream) -> None:
-        """A request of `downstream` waits."""
-        self._waiting[wait.ticket] = downstream
+    def wait(self, wait: Wait, preparation: Preparation) -> None:
+        """The request that is being prepared waits."""
+        self._waiting[wait.ticket] = preparation
         self._deadlines.append((wait.deadline_s, wait.ticket))
 
     def release(self, tickets: Iterable[int]) -> None:
         """These need wait no longer."""
         for ticket in tickets:
-            downstream = self._waiting.pop(ticket, None)
-            if downstream is not None:
-                self._later(partial(downstream.proceed, ticket))
+            preparation = self._waiting.pop(ticket, None)
+            if preparation is not None:
+                self._later(partial(preparation.proceed, ticket))
 
-    def cancel(self, downstream: Downstream) -> None:
-        """A downstream gives up."""
-        for ticket in [ticket for ticket, waiting in self._waiting.items() if waiting is downstream]:
+    def cancel(self, preparation: Preparation) -> None:
+        """The request that waits is given up."""
+        for ticket in [ticket for ticket, waiting in self._waiting.items() if waiting is preparation]:
             del self._waiting[ticket]
             self.coupler.cancel(ticket)
 
@@ -129,7 +131,7 @@ class Framed:
         self.task = ServingTask(self.pump, _no_decision)
         self._downstreams: set[Downstream] = set()
         self._ids = count(1)
-        self._connecting: deque[tuple[float, Downstream, Channel]] = deque()
+        self._connecting: deque[tuple[float, UpstreamConnection, Channel]] = deque()
         self._lingering: deque[tuple[float, Downstream]] = deque()
         self._next_sweep_s = 0.0
         rules = [parse_rule(text) for text in config.couple]
@@ -205,11 +207,11 @@ class Framed:
         """The first address has failed."""
         self.addresses.append(self.addresses.pop(0))
 
-    def dialled(self, downstream: Downstream, channel: Channel) -> None:
+    def dialled(self, upstream: UpstreamConnection, channel: Channel) -> None:
         """The upstream now has the connect time-out to accept."""
         while self._connecting and not self._connecting[0][2].connecting:
             self._connecting.popleft()
-        self._connecting.append((self.now_s + self.config.connect_timeout_s, downstream, channel))
+        self._connecting.append((self.now_s + self.config.connect_timeout_s, upstream, channel))
 
     def linger(self, downstream: Downstream) -> None:
         """The client has a while to take the last word."""
@@ -235,14 +237,14 @@ class Framed:
         self.pump.look_at_clock()
         now_s = self.now_s
         while self._connecting and self._connecting[0][0] <= now_s:
-            _, downstream, channel = self._connecting.popleft()
-            downstream.connect_timed_out(channel)
+            _, upstream, channel = self._connecting.popleft()
+            upstream.connect_timed_out(channel)
         while self._lingering and self._lingering[0][0] <= now_s:
             self._lingering.popleft()[1].linger_over()
         for coupling in self._couplings.values():
             coupling.tick(now_s)
-        for upstream in self._copy_upstreams:
-            upstream.tick(time.monotonic())
+        for copies in self._copy_upstreams:
+            copies.tick(time.monotonic())
         if now_s >= self._next_sweep_s:
             idle_s = self.config.idle_timeout_s
             self._next_sweep_s = now_s + idle_s / SWEEPS_PER_IDLE_TIME

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gopher.relay.hooks import Slot
     from gopher.relay.scripted import HeldAnswer
 
-__all__ = ["Pending", "Phase"]
+__all__ = ["Pending", "Phase", "keeps_alive"]
 
 
 class Phase(enum.Enum):
@@ -23,12 +23,15 @@ class Phase(enum.Enum):
     """For the shadow to hand something out to another exchange."""
     SENDING = 3
     SENT = 4
+    """All of it: its turn is over, its answer is due."""
     SKIPPING = 5
     """The rest of it goes nowhere."""
     SCRIPTED = 6
     """Scripts have it."""
     READING = 7
     """Scripts have it, and want its body."""
+    CUT = 8
+    """The rest of it will not come: what became of it is done when the answers before its own have been passed on."""
 
 
 class Pending:
@@ -57,7 +60,11 @@ class Pending:
     """Of what is kept of it."""
     answered = False
     keep = True
-    """Whether the upstream connection outlives the answer."""
+    """Whether the connection that the answer comes on outlives it."""
+    own: tuple[int, bytes] | None = None
+    """The relay's own answer in place of the upstream's: its status, and the whole message."""
+    swallows_continue = False
+    """Whether the client has been told to send the body: the upstream's telling it comes too late."""
     produced: ResponseHead | None = None
     """The head of production's answer."""
     produced_contents: list[bytes] | None = None
@@ -82,3 +89,21 @@ class Pending:
         self.id = number
         self.head = head
         self.has_body = has_body
+
+    @property
+    def wants_tunnel(self) -> bool:
+        """Whether it asks for something else than HTTP: until it is answered, what follows is not read."""
+        return self.head.upgrade or self.head.method == b"CONNECT"
+
+    def switched_by(self, head: ResponseHead) -> bool:
+        """Whether this answer grants it."""
+        return head.status == 101 or (head.status < 300 and self.head.method == b"CONNECT")
+
+
+def keeps_alive(head: RequestHead | ResponseHead) -> bool:
+    """RFC 9112 section 9.3: whether more messages may follow this one on its connection."""
+    options = head.headers.get_all(b"connection")
+    if not options:
+        return head.version == b"1.1"
+    tokens = {token.strip() for token in b",".join(options).lower().split(b",")}
+    return b"close" not in tokens and (head.version == b"1.1" or b"keep-alive" in tokens)

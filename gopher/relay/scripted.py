@@ -47,12 +47,13 @@ class HeldAnswer:
         self.body = Body(on_wanted)
 
     def add(self, events: Iterable[MessageEvent]) -> None:
-        """The next events."""
+        """The next events, of this answer and perhaps of those after it."""
         for event in events:
             self.events.append(event)
             if isinstance(event, BodyReceived):
                 self.body.add(event.content)
             elif isinstance(event, MessageEnded):
+                # What comes after it is not added.
                 self.body.end()
 
     def lose(self, failure: str) -> None:
@@ -151,10 +152,9 @@ class ScriptedConnection:
 
         self._lane.call("production_response", slot, then, before=before)
 
-    @property
-    def holds_answers(self) -> bool:
-        """Whether there are functions for answers."""
-        return self._scripts.defines("shadow_response")
+    def holds(self, pending: Pending, head: ResponseHead) -> bool:
+        """Whether functions look at this answer: not if it begins a tunnel."""
+        return self._scripts.defines("shadow_response") and not pending.switched_by(head)
 
     def shadow_response(
         self, pending: Pending, head: ResponseHead, answer: HeldAnswer, then: Callable[[], None]

@@ -15,7 +15,7 @@ from gopher.link import (
     encode_gap,
     encode_rst,
 )
-from tests.support.clients import curl, exchange, get, noise, post
+from tests.support.clients import curl, exchange, get, noise, post, receive_exactly
 from tests.support.command import GopherProcess
 from tests.support.conversations import CONVERSATIONS
 from tests.support.relay import CLIENT, SERVER, Link, RelayProcess, ScriptedServer, free_port, receive_until_end
@@ -163,6 +163,48 @@ def test_cut_answer_resets_the_client():
             with pytest.raises(ConnectionResetError):
                 receive_until_end(client)
     assert relay.report["failed"] == {"upstream_closed": 1}
+
+
+def test_failure_after_an_interim_answer_is_a_502():
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    with (
+        ScriptedServer() as server,
+        RelayProcess(server.name, options=MESSAGES) as relay,
+        server.play([(len(get(1)), early)], closes=True),
+        relay.connect() as client,
+    ):
+        client.sendall(get(1))
+        assert receive_until_end(client).startswith(early + b"HTTP/1.1 502 Bad Gateway\r\n")
+    assert relay.report["failed"] == {"upstream_closed": 1}
+
+
+def test_early_answer_arrives_though_the_upstream_has_closed():
+    request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc"
+    early = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 5\r\n\r\nearly"
+    with (
+        ScriptedServer() as server,
+        RelayProcess(server.name, options=MESSAGES) as relay,
+        server.play([(len(request), early)], closes=True),
+        relay.connect() as client,
+    ):
+        client.sendall(request)
+        assert receive_until_end(client) == early
+
+
+@pytest.mark.parametrize("interim", [b"100 Continue", b"103 Early Hints"])
+def test_interim_answers_are_not_for_http_1_0(interim):
+    # RFC 9110 section 15.2; and section 10.1.1, for what the relay would say by itself.
+    request = b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    final = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"
+    steps = [(len(request) + 3, b"HTTP/1.1 " + interim + b"\r\n\r\n" + final)]
+    with ScriptedServer() as server, RelayProcess(server.name, options=(*MESSAGES, "--couple", "form:t")) as relay:
+        with server.play(steps, closes=False) as received, relay.connect() as client:
+            client.sendall(request)
+            client.sendall(b"t=1")
+            assert receive_exactly(client, len(final)) == final
+            client.shutdown(socket.SHUT_WR)
+            assert receive_until_end(client) == b""
+        assert received == request + b"t=1"
 
 
 # -- what it adds -----------------------------------------------------------------------------------------------------

@@ -96,6 +96,14 @@ CONVERSATIONS: dict[str, Conversation] = {
         (b"def", b""),
         (_GET, _OK),
     ),
+    "early answer to an upgrade": _talk(
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\nContent-Length: 6\r\n\r\nabc",
+            b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 5\r\n\r\nearly",
+        ),
+        (b"def", b""),
+        (_GET, _OK),
+    ),
     "connection close": _talk(
         (
             b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
