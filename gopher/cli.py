@@ -437,6 +437,13 @@ def _parser() -> argparse.ArgumentParser:
     _add(relay, "--marker", to="relay.marker", type=_marker, metavar="NAME:VALUE", help="add this header to requests")
     _add(
         relay,
+        "--pipeline",
+        to="relay.pipeline",
+        action="store_true",
+        help="where messages are read, pass requests on as they come, not one at a time on each connection",
+    )
+    _add(
+        relay,
         "--couple",
         to="relay.couple",
         action="append",

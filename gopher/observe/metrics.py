@@ -370,7 +370,7 @@ RELAY_METRICS: Final = (
     Metric(
         "gopher_relay_unanswered_requests_total",
         "counter",
-        "Requests that were sent and got no whole answer.",
+        "Requests that got no answer, or no whole one.",
         _one("exchanges.unanswered"),
     ),
     Metric("gopher_coupling_aliases", "gauge", "Pairs of session values known now.", _one("coupling.aliases")),

@@ -26,7 +26,7 @@ class Tally:
     responses: int = 0
     dropped: int = 0
     unanswered: int = 0
-    """Requests that were sent and got no whole answer."""
+    """Requests whose turn came, and that got no whole answer."""
 
     def accept(self) -> None:
         """A downstream connection begins."""

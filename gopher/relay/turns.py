@@ -2,7 +2,7 @@
 
 One request at a time has its turn: a rule may need its body, it may have to wait for a session, scripts may have it,
 and what follows it on its connection waits meanwhile. When it has been sent its turn is over, and the next one's comes
-when its answer has been passed on.
+when its answer has been passed on; with `--pipeline` at once, where that changes nothing but the time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from gopher.http.messages import BodyReceived, MessageEnded, Switched
 from gopher.relay import lastword
 from gopher.relay.answers import QUEUE_BYTES, Answers
-from gopher.relay.pending import Pending, Phase
+from gopher.relay.pending import Pending, Phase, keeps_alive
 from gopher.relay.preparing import Preparation
 from gopher.relay.production import ProductionAnswers
 from gopher.relay.requests import RequestQueue
@@ -66,6 +66,7 @@ class Turns:
         self._framed = framed
         self.tally = relay.tally
         self._pump = relay.pump
+        self._limit = relay.config.max_in_flight
         self.last_active_s = relay.pump.now_s
         self.client = header.client[0] if header.client else ""
         self.connection_id: object = header.unique_id or relay.next_id()
@@ -184,7 +185,7 @@ class Turns:
             if turn is not None:
                 if turn.phase in _HOLDING:
                     break
-            elif due:
+            elif due and not self._may_follow(event):
                 break
             if type(event) is not MessageEnded and self._upstream is not None and self._upstream.queued > QUEUE_BYTES:
                 break
@@ -218,6 +219,21 @@ class Turns:
                 self._drop_upstream(hard=False)
         if not downstream.ended:
             downstream.channel.read(self._wants_more())
+
+    def _may_follow(self, event: object) -> bool:
+        """Whether the turn of the next request may come while answers are due."""
+        due = self._answers.due
+        if len(due) >= self._limit or not isinstance(event, Pending):
+            return False
+        last = due[-1]
+        # RFC 9112 section 9.6: after "close" no more requests are processed.
+        if self._stale or not last.keep or not keeps_alive(last.head):
+            return False
+        # Whoever gives the client leave to send a body: it must not come between the answers to other requests.
+        if b"expect" in event.head.headers:
+            return False
+        # What is sent before there is a connection would be lost with the attempt.
+        return self._upstream is None or not (self._upstream.connecting or self._upstream.closed)
 
     def _wants_more(self) -> bool:
         requests = self._requests
@@ -364,6 +380,11 @@ class Turns:
             downstream.finish()
         elif spoken or not lost:
             downstream.close(hard=True)
+        elif len(lost) > 1 and failure in _CLOSED:
+            # RFC 9112 section 9.3.2: "the pipelining intermediary SHOULD forward any received responses and then close
+            # the corresponding outbound connection(s) so that the outbound user agent(s) can recover accordingly." Some
+            # of the requests may have been acted on, so the relay repeats none.
+            downstream.finish()
         else:
             status, upstream = lastword.status_of(failure), self._relay.config.upstreams[0].name
             downstream.refuse(status, lastword.sentence(failure, upstream))
@@ -374,9 +395,7 @@ class Turns:
         lost = [pending for pending in due if pending.phase in _SENT]
         for pending in lost:
             due.remove(pending)
-            if not pending.answered:
-                self.tally.unanswered += 1
-                self._abandon(pending)
+            self._give_up(pending)
         self._answers.spoken = False
         if turn is not None and turn in lost:
             turn.whole = turn.whole or turn.phase is Phase.CUT
@@ -496,8 +515,8 @@ class Turns:
         if turn is not None:
             # Its head was good.
             self._answers.due.clear()
-            self.tally.unanswered += 1
-            self._abandon(turn)
+            if turn.phase is not Phase.SKIPPING:
+                self._give_up(turn)
             self._drop_upstream(hard=True)
         if self._framed:
             # Production may have made sense of it; the rest of this link is not read.
@@ -521,10 +540,10 @@ class Turns:
         self._preparation.cancel(turn)
         if self._framed and turn.phase is not Phase.SENDING:
             # The upstream has nothing of it.
-            self._abandon(turn)
             self.turn = None
             if turn in due:
                 due.remove(turn)
+                self._give_up(turn)
             return
         turn.phase = Phase.CUT
         if turn not in due:
@@ -538,7 +557,7 @@ class Turns:
             return
         self.turn = None
         self._answers.due.clear()
-        self._abandon(pending)
+        self._give_up(pending)
         self._drop_upstream(hard=True)
         self._go_on_later()
 
@@ -557,6 +576,12 @@ class Turns:
         if not self._downstream.over:
             self.go_on()
 
+    def _give_up(self, pending: Pending) -> None:
+        """A request whose turn has come gets no answer, or no whole one."""
+        if pending.own is None and not pending.answered:
+            self.tally.unanswered += 1
+            self._abandon(pending)
+
     def _abandon(self, pending: Pending) -> None:
         if self.coupling is not None:
             self._release(self.coupling.coupler.abandoned(pending.id))
@@ -572,10 +597,9 @@ class Turns:
         turn, self.turn = self.turn, None
         if turn is not None:
             self._preparation.cancel(turn)
-            self._abandon(turn)
         due = self._answers.due
         while due:
-            self._abandon(due.popleft())
+            self._give_up(due.popleft())
         for pending in self._requests.close():
             self._abandon(pending)
         self._drop_upstream(hard=hard)

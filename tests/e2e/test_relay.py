@@ -29,12 +29,16 @@ HEADER = encode_header(
     )
 )
 # Before the relay reads messages, and when it does.
-MODES = {"bytes": (), "messages": ("--couple", "cookie:no-such-cookie")}
+MODES = {
+    "bytes": (),
+    "messages": ("--couple", "cookie:no-such-cookie"),
+    "pipeline": ("--couple", "cookie:no-such-cookie", "--pipeline"),
+}
 # And with scripts that change nothing.
 ALL_MODES = {
     **MODES,
     "plain script": ("--script", "tests/support/scripts/look.py"),
-    "reading script": ("--script", "tests/support/scripts/read.py"),
+    "reading script": ("--script", "tests/support/scripts/read.py", "--pipeline"),
 }
 
 

@@ -432,13 +432,15 @@ def spoilt(data: bytes, chance: random.Random) -> bytes:
     return data
 
 
-@pytest.mark.parametrize(("seed", "scripts"), [(0, ()), (1, ()), (2, ("look", "read"))])
-def test_hostile_bytes_do_not_end_the_relay(seed, scripts):
+SCRIPTS = ("--script", "tests/support/scripts/look.py", "--script", "tests/support/scripts/read.py")
+
+
+@pytest.mark.parametrize(("seed", "more"), [(0, ()), (1, ("--pipeline",)), (2, SCRIPTS), (3, ("--pipeline", *SCRIPTS))])
+def test_hostile_bytes_do_not_end_the_relay(seed, more):
     chance = random.Random(seed)
     short = [each for each in CONVERSATIONS.values() if len(each.sent) + len(each.answered) < 5000]
     options = (*MESSAGES, "--couple", "auto", "--couple", "json:/token", "--couple-wait", "0.05", "--drain", "0.2")
-    for name in scripts:
-        options += ("--script", f"tests/support/scripts/{name}.py")
+    options += more
     with Shadow() as shadow, RelayProcess(shadow.name, options=options) as relay:
         for number in range(300):
             with Link(relay, number, joined=chance.random() < 0.2) if number % 2 else relay.connect() as client:

@@ -66,6 +66,8 @@ class RelayProcess(GopherProcess):
         assert counts["accepted"] == counts["finished"] + counts["failed"], self.report
         assert counts["open"] == 0, self.report
         assert counts["failed"] == sum(self.report["failed"].values()), self.report
+        if exchanges := self.report["exchanges"]:
+            assert exchanges["requests"] == sum(exchanges.values()) - exchanges["requests"], self.report
         return self.report
 
 

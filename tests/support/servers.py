@@ -206,6 +206,11 @@ class RecordingSink:
             timeout_s,
         )
 
+    def hold(self) -> None:
+        """Keep answers back from now on, until `release`."""
+        with self._changed:
+            self._hold = True
+
     def release(self) -> None:
         """Send the answers that were held back, read what was not read, and behave from now on."""
         self._hold = False
