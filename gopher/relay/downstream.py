@@ -193,9 +193,9 @@ class Downstream:
         self._tally.answer(status)
         self.channel.send(message)
 
-    def refuse(self, status: int, reason: str) -> None:
-        """The relay's own answer, and the end."""
-        self.answer(status, lastword.answer_bytes(status, reason))
+    def refuse(self, status: int, reason: str, *, to_head: bool = False) -> None:
+        """The relay's own answer, and the end. `to_head`: to a HEAD request."""
+        self.answer(status, lastword.answer_bytes(status, reason, to_head=to_head))
         self.finish()
 
     # -- ends ------------------------------------------------------------------------------------------------------

@@ -57,14 +57,14 @@ def status_of(failure: str) -> int:
     return 504 if failure in ("connect_timeout", "no_answer") else 502
 
 
-def answer_bytes(status: int, reason: str) -> bytes:
-    """A whole response with one line of text."""
+def answer_bytes(status: int, reason: str, *, to_head: bool = False) -> bytes:
+    """A whole response with one line of text, which the answer to a HEAD request only announces."""
     body = f"gopher: {reason}\n".encode()
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
         f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
-    return head.encode() + body
+    return head.encode() + (b"" if to_head else body)
 
 
 def reset(sock: socket.socket) -> None:

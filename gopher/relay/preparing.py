@@ -114,7 +114,8 @@ class Preparation:
         turns = self._turns
         if isinstance(result, Drop):
             reason = "the request names a session that this server does not know"
-            turns.drop(pending, 503, lastword.answer_bytes(503, reason), keep=False)
+            message = lastword.answer_bytes(503, reason, to_head=pending.head.method == b"HEAD")
+            turns.drop(pending, 503, message, keep=False)
             return
         head, content = pending.head, None
         if isinstance(result, Rewritten):

@@ -168,6 +168,8 @@ class Turns:
         due = self._answers.due
         if not due or due[0].held is None:
             self.read_answers(True)
+        if self._requests.events:
+            self.go_on()
 
     # -- whose turn it is ------------------------------------------------------------------------------------------
 
@@ -185,7 +187,8 @@ class Turns:
             if turn is not None:
                 if turn.phase in _HOLDING:
                     break
-            elif due and not self._may_follow(event):
+            elif (due and not self._may_follow(event)) or downstream.channel.queued > QUEUE_BYTES:
+                # The relay's own answers, too, wait for a client to take them.
                 break
             if type(event) is not MessageEnded and self._upstream is not None and self._upstream.queued > QUEUE_BYTES:
                 break
@@ -387,7 +390,8 @@ class Turns:
             downstream.finish()
         else:
             status, upstream = lastword.status_of(failure), self._relay.config.upstreams[0].name
-            downstream.refuse(status, lastword.sentence(failure, upstream))
+            to_head = lost[0].head.method == b"HEAD"
+            downstream.refuse(status, lastword.sentence(failure, upstream), to_head=to_head)
 
     def _give_up_sent(self) -> list[Pending]:
         """The upstream connection is gone. Returns: the requests that were sent on it and have no whole answer."""

@@ -143,6 +143,14 @@ def test_unclear_answer_is_a_502():
     assert relay.report["failed"] == {"bad_response": 1}
 
 
+def test_own_answer_to_head_has_no_content():
+    with RelayProcess(f"127.0.0.1:{free_port()}", options=MESSAGES) as relay, relay.connect() as client:
+        client.sendall(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+        head, _, content = receive_until_end(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+    assert content == b""
+
+
 def test_upstream_that_closes_without_an_answer_is_a_502():
     with (
         ScriptedServer() as server,
@@ -194,12 +202,20 @@ def test_early_answer_arrives_though_the_upstream_has_closed():
 @pytest.mark.parametrize("interim", [b"100 Continue", b"103 Early Hints"])
 def test_interim_answers_are_not_for_http_1_0(interim):
     # RFC 9110 section 15.2; and section 10.1.1, for what the relay would say by itself.
-    request = b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    request = (
+        b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 3\r\n"
+        b"Content-Type: application/x-www-form-urlencoded\r\n\r\n"
+    )
     final = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok"
     steps = [(len(request) + 3, b"HTTP/1.1 " + interim + b"\r\n\r\n" + final)]
     with ScriptedServer() as server, RelayProcess(server.name, options=(*MESSAGES, "--couple", "form:t")) as relay:
         with server.play(steps, closes=False) as received, relay.connect() as client:
             client.sendall(request)
+            # Time for the relay to read the head alone; if it takes longer, this shows less.
+            client.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            client.settimeout(20)
             client.sendall(b"t=1")
             assert receive_exactly(client, len(final)) == final
             client.shutdown(socket.SHUT_WR)
