@@ -1,8 +1,11 @@
-"""The `gopher` command: arguments -> `CaptureConfig` or `RelayConfig` -> `trio.run`, and the exit status.
+"""The `gopher` command: settings -> `CaptureConfig` or `RelayConfig` -> `trio.run`, and the exit status.
 
-`parse` is pure: no file, no name resolution, no output but that of `--help` and `--version`. `main` is the only place
-that prints errors and that unpacks exception groups. The default of every option is that of the field it sets in
-`gopher.config`: an option that was not given is not passed on.
+`read_plan` is pure but for the configuration file: no name resolution, no output but that of `--help` and `--version`.
+`main` is the only place that prints errors and that unpacks exception groups. The default of every option is that of
+the field it sets in `gopher.config`: an option that was not given is not passed on.
+
+`_parser` is the one table of settings: an entry there is also a key of the file and a variable of the environment, see
+`gopher.settings`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import math
 import os
 import re
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
 
 from gopher import __version__
@@ -30,16 +34,21 @@ from gopher.config import (
     SourceConfig,
     UpstreamConfig,
 )
+from gopher.effective import effective_toml
 from gopher.errors import ConfigError, GopherError
+from gopher.plan import EXAMPLE, SHARED, Plan, is_for, make_mirrors
+from gopher.relay.rules import parse_rule
+from gopher.settings import from_environment, from_options, misspelt, table
+from gopher.tomlfile import LIMIT_BYTES, read_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from _typeshed import SupportsWrite
 
-__all__ = ["main", "parse"]
+    from gopher.plan import Scope
 
-EXAMPLE: Final = "gopher --mode=capture --port=80 --upstream=machineB:1080"
+__all__ = ["main", "parse", "read_plan"]
 
 RELAY_EXAMPLE: Final = "gopher -r -p 3280 -u localhost:80"
 
@@ -69,6 +78,10 @@ UPSTREAM is one of
 
 SIZE is bytes, or has a unit: 512k, 64M, 1GiB (powers of 1024).
 
+Every long option can also be said in a TOML file (--config; `drain = 10`) and in the
+environment (GOPHER_DRAIN=10). An option wins over the environment, and that over the
+file; --no-responses takes back a `responses = true` of the file.
+
 examples:
   gopher --mode=capture --port=80 --upstream=machineB:1080
   gopher -c -p 80 -u machineB:3280 -u machineC:3280 -u machineD
@@ -90,18 +103,13 @@ _STAGES: Final[dict[str, type]] = {
     "run": CaptureConfig,
     "relay": RelayConfig,
 }
-# Settings that capture and relay mode share: the stage that the option belongs to, and the name.
-_SHARED: Final = {
-    "source.ports",
-    "mirror.upstreams",
-    "mirror.connect_timeout_s",
-    "mirror.max_connections",
-    "run.report_path",
-    "run.metrics_address",
-    "run.duration_s",
-    "run.drain_s",
-    "run.verbosity",
-}
+# What `--check-config` does not show.
+_SECRET: Final = ("relay.marker",)
+# What may not be said without another.
+_NEEDS: Final = {"source.speed": "source.read_path"}
+# For what is missing, so that all the rest is looked at, too.
+_PLACEHOLDER_PORTS: Final = (80,)
+_PLACEHOLDER_UPSTREAMS: Final = (UpstreamConfig(name="missing", host="missing"),)
 # What setup.py leaves out elsewhere than on Linux.
 _LINUX_ONLY: Final = ("gopher._pump", "gopher.relay._tunnel")
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": MIB, "g": 1 << 30}
@@ -113,45 +121,72 @@ _RING_MAX_BYTES: Final = 2047 * MIB
 
 
 def parse(argv: Sequence[str]) -> CaptureConfig | RelayConfig:
-    """Turn command-line arguments into a configuration.
+    """Turn command-line arguments, without an environment, into one configuration; see `read_plan`."""
+    return read_plan(argv, {}).mirrors[0].config
+
+
+def read_plan(argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
+    """Turn command-line arguments, the environment and the configuration file that they name into configurations.
 
     Args:
         argv: the arguments, without the program's name.
+        environ: variables.
 
     Raises:
-        ConfigError: an argument is unknown, malformed, out of range, missing, or not in this version.
+        ConfigError: an argument is unknown, malformed, out of range, missing, or not in this version; of the file and
+            the environment, everything that is wrong.
         SystemExit: `--help` or `--version` was given, and has been printed to stdout.
     """
-    namespace, unknown = _parser().parse_known_args(argv)
+    parser = _parser()
+    settings = table(parser, secret=_SECRET)
+    namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         raise _unknown_argument(unknown[0])
-    given: dict[str, dict[str, Any]] = {stage: {} for stage in _STAGES}
-    for destination, value in vars(namespace).items():
-        stage, _, name = destination.rpartition(".")
-        if stage:
-            given[stage][name] = value
+    path = getattr(namespace, "config", environ.get("GOPHER_CONFIG") or None)
+    file = None if path is None else (path, read_toml(_read_text(path), path))
+    mirrors = make_mirrors(
+        settings, from_options(settings, namespace), from_environment(settings, environ), file, _make
+    )
+    check = effective_toml(mirrors, settings, _default, _NEEDS) if hasattr(namespace, "check_config") else None
+    return Plan(mirrors=mirrors, path=path, check=check, warnings=tuple(misspelt(settings, environ)))
 
-    mode = getattr(namespace, "mode", None)
-    if mode is None:
-        raise ConfigError(
-            "the mode is missing: -c or --mode=capture, -r or --mode=relay", hint=f"for example: {EXAMPLE}"
-        )
-    if mode == "relay":
-        return _relay(given)
-    if given["relay"]:
-        raise _wrong_mode("relay", next(iter(given["relay"])), "relay")
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(LIMIT_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"the configuration file {path} cannot be read: {error.strerror}") from error
+    if len(data) > LIMIT_BYTES:
+        raise ConfigError(f"{path} is too long for a configuration file: more than {_plain(LIMIT_BYTES)}")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: this is no UTF-8 text") from error
+
+
+def _make(scope: Scope) -> CaptureConfig | RelayConfig:
+    for to, each in scope.given.items():
+        if scope.mode is not None and not is_for(each.raw.setting, scope.mode):
+            other = "relay" if scope.mode == "capture" else "capture"
+            scope.wrong(to, f" is for {other} mode only", hint="gopher --help lists the options of each mode")
+    given = scope.stages(_STAGES)
+    return _relay(scope, given) if scope.mode == "relay" else _capture(scope, given)
+
+
+def _capture(scope: Scope, given: dict[str, dict[str, Any]]) -> CaptureConfig:
     source, mirror = given["source"], given["mirror"]
-    if "ports" not in source:
-        raise ConfigError("the port to capture is missing: -p/--port", hint=f"for example: {EXAMPLE}")
-    if "upstreams" not in mirror:
-        raise ConfigError("an upstream is missing: -u/--upstream", hint=f"for example: {EXAMPLE}")
+    if not source.get("ports"):
+        scope.missing("source.ports", "the port to capture", "-p/--port", example=EXAMPLE)
+    if not mirror.get("upstreams"):
+        scope.missing("mirror.upstreams", "an upstream", "-u/--upstream", example=EXAMPLE)
     if "speed" in source and "read_path" not in source:
-        raise ConfigError("--speed is for capture files only", hint="add --read FILE, or leave --speed out")
+        scope.wrong("source.speed", " is for capture files only", hint="add --read FILE, or leave --speed out")
     if "read_path" in source and source["read_path"] == given["run"].get("write_path"):
-        raise ConfigError(f"--write {source['read_path']} would overwrite the file that --read reads")
-
-    source["ports"] = tuple(dict.fromkeys(source["ports"]))
-    mirror["upstreams"] = tuple(_upstream(text, source["ports"]) for text in mirror["upstreams"])
+        scope.wrong("run.write_path", f" {source['read_path']} would overwrite the file that --read reads")
+    source["ports"] = tuple(dict.fromkeys(source.get("ports", ()))) or _PLACEHOLDER_PORTS
+    mirror["upstreams"] = _upstreams(scope, source["ports"])
     return CaptureConfig(
         source=SourceConfig(**source),
         reassembly=ReassemblyConfig(**given["reassembly"]),
@@ -160,36 +195,39 @@ def parse(argv: Sequence[str]) -> CaptureConfig | RelayConfig:
     )
 
 
-def _relay(given: dict[str, dict[str, Any]]) -> RelayConfig:
-    settings = given.pop("relay")
+def _relay(scope: Scope, given: dict[str, dict[str, Any]]) -> RelayConfig:
+    settings = given["relay"]
     for stage, values in given.items():
-        for name, value in values.items():
-            if f"{stage}.{name}" not in _SHARED:
-                raise _wrong_mode(stage, name, "capture")
-            settings[name] = value
-    if "ports" not in settings:
-        raise ConfigError("the port to listen on is missing: -p/--port", hint=f"for example: {RELAY_EXAMPLE}")
-    if "upstreams" not in settings:
-        raise ConfigError("an upstream is missing: -u/--upstream", hint=f"for example: {RELAY_EXAMPLE}")
-    settings["ports"] = tuple(dict.fromkeys(settings["ports"]))
-    upstreams = tuple(_upstream(text, (80,)) for text in settings["upstreams"])
-    for upstream in upstreams:
+        if stage != "relay":
+            settings |= {name: values[name] for name in values if f"{stage}.{name}" in SHARED}
+    if not settings.get("ports"):
+        scope.missing("source.ports", "the port to listen on", "-p/--port", example=RELAY_EXAMPLE)
+    if not settings.get("upstreams"):
+        scope.missing("mirror.upstreams", "an upstream", "-u/--upstream", example=RELAY_EXAMPLE)
+    settings["ports"] = tuple(dict.fromkeys(settings.get("ports", ()))) or _PLACEHOLDER_PORTS
+    settings["upstreams"] = _upstreams(scope, (80,))
+    for upstream in settings["upstreams"]:
         if upstream.scheme != "tcp":
-            raise ConfigError(
-                f"-u/--upstream {upstream.name!r}: relay mode sends to tcp:// only", hint=f"like {RELAY_EXAMPLE}"
+            scope.wrong(
+                "mirror.upstreams",
+                f" {upstream.name!r}: relay mode sends to tcp:// only",
+                hint=f"like {RELAY_EXAMPLE}",
             )
-    settings["upstreams"] = upstreams
     settings["link_from"] = tuple(settings.get("link_from", ()))
     rules = settings.get("couple", ())
     settings["couple"] = tuple(rule for rule in rules if rule != "auto")
     settings["couple_auto"] = "auto" in rules
     settings["scripts"] = tuple(settings.get("scripts", ()))
+    for rule in settings["couple"]:
+        scope.attempt("relay.couple", partial(parse_rule, rule))
     return RelayConfig(**settings)
 
 
-def _wrong_mode(stage: str, name: str, mode: str) -> ConfigError:
-    option = next(action.option_strings[-1] for action in _parser()._actions if action.dest == f"{stage}.{name}")
-    return ConfigError(f"{option} is for {mode} mode only", hint="gopher --help lists the options of each mode")
+def _upstreams(scope: Scope, ports: tuple[int, ...]) -> tuple[UpstreamConfig, ...]:
+    to = "mirror.upstreams"
+    texts = scope.given[to].value if to in scope.given else ()
+    found = [scope.attempt(to, partial(_upstream, text, ports)) for text in texts]
+    return tuple(upstream for upstream in found if upstream is not None) or _PLACEHOLDER_UPSTREAMS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -204,7 +242,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exception: a bug, with its traceback.
     """
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
+        plan = read_plan(sys.argv[1:] if argv is None else argv, os.environ)
+        if plan.check is not None:
+            for warning in plan.warnings:
+                print(f"gopher: warning: {warning}", file=sys.stderr)
+            print(plan.check, end="")
+            return 0
+        config = plan.mirrors[0].config
         _require_linux()
         # Here, so that --help, --version and usage errors do not wait for it.
         import trio
@@ -287,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
         required,
         *("-p", "--port"),
         to="source.ports",
-        action="extend",
+        action="append",
         type=_ports,
         metavar="PORT[,PORT...]",
         help="the server's TCP port, or the relay's own; repeat it, or list several with commas",
@@ -340,9 +384,10 @@ def _parser() -> argparse.ArgumentParser:
         help="the kernel's ring: what it can hold while gopher is busy (default: 0.75 s, at least 64M; with"
         " --low-latency 188M)",
     )
-    source.add_argument(
+    _add(
+        source,
         "--low-latency",
-        dest="source.wakeup_ms",
+        to="source.wakeup_ms",
         action="store_const",
         const=1,
         help="wake up for packets every 1 ms instead of 8 ms, at the cost of CPU",
@@ -485,6 +530,10 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     run = parser.add_argument_group("run")
+    run.add_argument("--config", metavar="FILE", help="read settings, and perhaps several mirrors, from this TOML file")
+    run.add_argument(
+        "--check-config", action="store_true", help="say what is wrong, or print the settings that count, and exit"
+    )
     _add(
         run,
         "--duration",
@@ -531,11 +580,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(group: argparse._ActionsContainer, *options: str, to: str, help: str, **settings: Any) -> None:
     # `to` names the field of the configuration that the option sets; its default goes into the help.
-    stage, _, name = to.partition(".")
-    default = next(field.default for field in dataclasses.fields(_STAGES[stage]) if field.name == name)
+    name = to.partition(".")[2]
+    default = _default(to, "relay" if to.startswith("relay.") else "capture")
     if default not in (dataclasses.MISSING, None, "", False, ()):
         help = f"{help} (default: {_shown(name, default)})"
     group.add_argument(*options, dest=to, help=help, **settings)
+    if settings.get("action") in ("store_true", "store_const"):
+        # What a file or a variable turns on.
+        key = options[-1].removeprefix("--")
+        group.add_argument(f"--no-{key}", dest=to, action="store_const", const=None, help=argparse.SUPPRESS)
+
+
+def _default(to: str, mode: str = "capture") -> Any:
+    stage, _, name = to.partition(".")
+    config = RelayConfig if mode == "relay" else _STAGES[stage]
+    return next(field.default for field in dataclasses.fields(config) if field.name == name)
 
 
 def _shown(name: str, value: Any) -> str:
@@ -597,7 +656,7 @@ def _upstream(text: str, captured_ports: tuple[int, ...]) -> UpstreamConfig:
 
 def _bad_upstream(text: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"-u/--upstream {text!r}: {reason}",
+        f"{text!r}: {reason}",
         hint="accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, relay://HOST:PORT, dir:PATH",
     )
 

@@ -154,9 +154,13 @@ class MirrorConfig:
 class CaptureConfig:
     """Everything `gopher --mode=capture` was asked to do."""
 
+    name: str = ""
+    """Of the mirror, where a file has several."""
     source: SourceConfig
     mirror: MirrorConfig
     reassembly: ReassemblyConfig = field(default_factory=ReassemblyConfig)
+    beside: tuple[UpstreamConfig, ...] = ()
+    """Where other mirrors on this machine send, each with a port: that traffic is not mirrored."""
     write_path: str | None = None
     """Keep what was captured in this pcap file."""
     report_path: str | None = None
@@ -177,6 +181,8 @@ class CaptureConfig:
 class RelayConfig:
     """Everything `gopher --mode=relay` was asked to do."""
 
+    name: str = ""
+    """Of the mirror, where a file has several."""
     ports: tuple[int, ...]
     """TCP ports to listen on, 1 to 65535, at least one."""
     upstreams: tuple[UpstreamConfig, ...]
