@@ -39,6 +39,7 @@ from gopher.errors import ConfigError, GopherError
 from gopher.plan import EXAMPLE, SHARED, Plan, is_for, make_mirrors
 from gopher.relay.rules import parse_rule
 from gopher.settings import from_environment, from_options, misspelt, table
+from gopher.supervisor import supervise
 from gopher.tomlfile import LIMIT_BYTES, read_toml
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
-    from gopher.plan import Scope
+    from gopher.plan import MirrorPlan, Scope
 
 __all__ = ["main", "parse", "read_plan"]
 
@@ -148,7 +149,9 @@ def read_plan(argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
         settings, from_options(settings, namespace), from_environment(settings, environ), file, _make
     )
     check = effective_toml(mirrors, settings, _default, _NEEDS) if hasattr(namespace, "check_config") else None
-    return Plan(mirrors=mirrors, path=path, check=check, warnings=tuple(misspelt(settings, environ)))
+    keys = {setting.to.rpartition(".")[2]: setting.key for setting in reversed(settings.values())}
+    warnings = tuple(misspelt(settings, environ))
+    return Plan(mirrors=mirrors, path=path, keys=keys, check=check, warnings=warnings)
 
 
 def _read_text(path: str) -> str:
@@ -241,32 +244,67 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after `--help` and `--version`.
         Exception: a bug, with its traceback.
     """
+    return _guarded(partial(_main, sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    plan = read_plan(argv, os.environ)
+    if plan.check is not None:
+        for warning in plan.warnings:
+            print(f"gopher: warning: {warning}", file=sys.stderr)
+        print(plan.check, end="")
+        return 0
+    _require_linux()
+    if not plan.mirrors[0].name:
+        return _run(argv, plan, plan.mirrors[0])
+    return supervise(
+        {mirror.name: mirror for mirror in plan.mirrors},
+        lambda mirror, ready: _guarded(partial(_run, argv, plan, mirror, ready), mirror.name),
+        lambda: {mirror.name: mirror for mirror in _reread(argv, several=True)},
+    )
+
+
+def _run(argv: Sequence[str], plan: Plan, mirror: MirrorPlan, ready: Callable[[], None] = lambda: None) -> int:
+    # Here, so that --help, --version and usage errors do not wait for it.
+    import trio
+
+    from gopher.control import Control
+
+    def reread() -> CaptureConfig | RelayConfig:
+        for each in _reread(argv, several=bool(mirror.name)):
+            if each.name == mirror.name:
+                return each.config
+        raise ConfigError(f"mirror {mirror.name} is no more in {plan.path}")
+
+    control = Control(None if plan.path is None else reread, plan.keys, ready, mirror.name)
+    if isinstance(mirror.config, RelayConfig):
+        from gopher.relay.server import run_relay
+
+        return trio.run(run_relay, mirror.config, control)
+    from gopher.capture.run import run_capture
+
+    return trio.run(run_capture, mirror.config, control)
+
+
+def _reread(argv: Sequence[str], *, several: bool) -> tuple[MirrorPlan, ...]:
+    """The mirrors that the file has now."""
+    plan = read_plan(argv, os.environ)
+    if bool(plan.mirrors[0].name) != several:
+        raise ConfigError(f"{plan.path}: going to or from [[mirror]] tables needs a restart")
+    return plan.mirrors
+
+
+def _guarded(call: Callable[[], int], mirror: str = "") -> int:
+    """Print what the user has to mend. What is a bug goes on."""
     try:
-        plan = read_plan(sys.argv[1:] if argv is None else argv, os.environ)
-        if plan.check is not None:
-            for warning in plan.warnings:
-                print(f"gopher: warning: {warning}", file=sys.stderr)
-            print(plan.check, end="")
-            return 0
-        config = plan.mirrors[0].config
-        _require_linux()
-        # Here, so that --help, --version and usage errors do not wait for it.
-        import trio
-
-        if isinstance(config, RelayConfig):
-            from gopher.relay.server import run_relay
-
-            return trio.run(run_relay, config)
-        from gopher.capture.run import run_capture
-
-        return trio.run(run_capture, config)
+        return call()
     except BaseException as error:
         leaves = list(_leaves(error))
         if not all(isinstance(leaf, (GopherError, KeyboardInterrupt)) for leaf in leaves):
             raise
         for leaf in leaves:
             if isinstance(leaf, GopherError):
-                return _report_error(leaf)
+                return _report_error(leaf, mirror)
         return EXIT_INTERRUPTED
     finally:
         try:
@@ -285,8 +323,8 @@ def _require_linux() -> None:
         )
 
 
-def _report_error(error: GopherError) -> int:
-    print(f"gopher: error: {error}", file=sys.stderr)
+def _report_error(error: GopherError, mirror: str) -> int:
+    print(f"gopher {mirror}: error: {error}" if mirror else f"gopher: error: {error}", file=sys.stderr)
     if error.hint:
         print(f"  hint: {error.hint}", file=sys.stderr)
     return error.exit_status

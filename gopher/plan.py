@@ -7,7 +7,7 @@ over all of them.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gopher.config import CaptureConfig, RelayConfig
@@ -63,6 +63,8 @@ class Plan:
     """At least one; one without a name is the only one."""
     path: str | None = None
     """Of the configuration file."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Of the settings, by the last part of what they set."""
     check: str | None = None
     """What to print instead: the settings that count, as a configuration file."""
     warnings: tuple[str, ...] = ()

@@ -31,6 +31,7 @@ from gopher.observe.accounts import AccountsReport
 from gopher.pump import PumpTask
 from gopher.upstreams.directory import DirectoryUpstream
 from gopher.upstreams.relay import FramedCopy, RelayUpstream
+from gopher.upstreams.roster import Roster
 from gopher.upstreams.stream import MirroredStream
 from gopher.upstreams.tcp import Address, TcpUpstream
 from gopher.upstreams.upstream import StreamCopy, Upstream
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from gopher._pump import Connection
     from gopher.capture.source import PacketSource
     from gopher.config import CaptureConfig, UpstreamConfig
+    from gopher.upstreams.roster import Change
 
 __all__ = ["Mirror", "Patience"]
 
@@ -133,23 +135,20 @@ class Mirror:
             verify_checksums=config.reassembly.verify_checksums,
         )
         self._source = source
-        self._own = frozenset(own)
-        self._own_ports = frozenset(port for _, port in own)
+        self._own: frozenset[tuple[str, int]]
+        self._own_ports: frozenset[int]
+        self._ignore_own(own)
         self._started = datetime.now(timezone.utc)
         self._started_s = trio.current_time()
         self._pump = self.pump_task.pump
-        total = Budget(config.mirror.total_memory_bytes)
+        self._total = Budget(config.mirror.total_memory_bytes)
         self._capture_id = os.urandom(8)
-        self.upstreams = [
-            self._upstream(upstream, total, found)
-            for upstream, found in zip(config.mirror.upstreams, addresses, strict=True)
-        ]
-        self._relays = [upstream for upstream in self.upstreams if isinstance(upstream, RelayUpstream)]
-        self._framed = any(relay.framed for relay in self._relays)
+        self._roster = Roster(config.mirror.upstreams, addresses, self._upstream)
+        self._relays: list[RelayUpstream]
+        self._framed: bool
         self._can_wait = can_wait
-        credit_s = None if can_wait else self.LIVE_CREDIT_S
-        stall_s = self.FILE_STALL_S if can_wait else self.LIVE_STALL_S
-        self._patience = {upstream: Patience(credit_s, stall_s) for upstream in self.upstreams}
+        self._patience: dict[Upstream, Patience] = {}
+        self._look_at_upstreams()
         self._open: set[MirroredStream] = set()
         self._received_bytes = 0
         self._streams = 0
@@ -158,14 +157,56 @@ class Mirror:
         self._sampled_out = 0
         self._own_seen = 0
 
-    def _upstream(self, config: UpstreamConfig, total: Budget, addresses: list[Address]) -> Upstream:
-        limits, pump = self.config.mirror, self.pump_task.pump
+    def _ignore_own(self, own: Collection[tuple[str, int]]) -> None:
+        self._own = frozenset(own)
+        self._own_ports = frozenset(port for _, port in own)
+
+    def _look_at_upstreams(self) -> None:
+        self._relays = [upstream for upstream in self._roster.active if isinstance(upstream, RelayUpstream)]
+        self._framed = any(relay.framed for relay in self._relays)
+        credit_s = None if self._can_wait else self.LIVE_CREDIT_S
+        stall_s = self.FILE_STALL_S if self._can_wait else self.LIVE_STALL_S
+        for upstream in self._roster.active:
+            self._patience.setdefault(upstream, Patience(credit_s, stall_s))
+
+    def _upstream(self, config: UpstreamConfig, addresses: list[Address]) -> Upstream:
+        limits, total, pump = self.config.mirror, self._total, self.pump_task.pump
         if config.scheme == "dir":
             return DirectoryUpstream(config, limits, total)
         if config.scheme == "relay":
             framed = self.config.source.responses
             return RelayUpstream(config, limits, total, addresses, pump, framed=framed, capture_id=self._capture_id)
         return TcpUpstream(config, limits, total, addresses, pump)
+
+    def reload(
+        self, config: CaptureConfig, addresses: list[list[Address]], own: Collection[tuple[str, int]]
+    ) -> Change[Upstream]:
+        """Take on what a running mirror can. Not while events are handled.
+
+        An upstream that stays is not touched. One that is added gets connections that begin from now on, whole: its
+        account begins without a shed byte. One that is removed gets no more bytes; what it has been sent whole
+        requests of is delivered, and what stands within a request is cut.
+
+        Args:
+            config: as `Mirror` was made with, with other upstreams and time-outs.
+            addresses: of each upstream.
+            own: as for `Mirror`.
+
+        Raises:
+            ConfigError: there were too many upstreams; nothing has changed.
+            UpstreamError: a directory cannot be used; nothing has changed.
+        """
+        now_s = trio.current_time() - self._started_s
+        change = self._roster.change(config.mirror.upstreams, addresses, config.mirror, now_s)
+        self.config = config
+        for upstream in change.removed:
+            for stream in self._open:
+                stream.leave(upstream, "removed")
+        # Connections to removed upstreams may still be under way.
+        leaving = any(upstream.connections_pending for upstream in self._roster.known if upstream.removed_s is not None)
+        self._ignore_own({*own, *self._own} if leaving else own)
+        self._look_at_upstreams()
+        return change
 
     # -- events ----------------------------------------------------------------------------------------------------
 
@@ -238,7 +279,7 @@ class Mirror:
 
     def _open_stream(self, flow: Flow) -> MirroredStream:
         given_up = "max_connections" if len(self._open) >= self.config.mirror.max_connections else None
-        copies = [upstream.copy(flow, given_up) for upstream in self.upstreams]
+        copies = [upstream.copy(flow, given_up) for upstream in self._roster.active]
         stream = MirroredStream(copies, midway=not flow.began_with_syn)
         flow.context = stream
         self._open.add(stream)
@@ -306,7 +347,7 @@ class Mirror:
     def tick(self) -> None:
         """Apply the upstreams' time-outs."""
         now_s = time.monotonic()
-        for upstream in self.upstreams:
+        for upstream in self._roster.known:
             upstream.tick(now_s)
 
     def stop(self, *, cut: bool) -> None:
@@ -327,11 +368,11 @@ class Mirror:
     @property
     def idle(self) -> bool:
         """Whether every captured connection is settled."""
-        return not self._open and all(upstream.connections_pending == 0 for upstream in self.upstreams)
+        return not self._open and all(upstream.connections_pending == 0 for upstream in self._roster.known)
 
     def abort(self) -> None:
         """The time to drain is over."""
-        for upstream in self.upstreams:
+        for upstream in self._roster.known:
             upstream.abort("drain")
 
     # -- accounts --------------------------------------------------------------------------------------------------
@@ -384,5 +425,5 @@ class Mirror:
                 "held": flows.held_bytes + held,
             },
             gaps={"count": flows.gaps, "bytes": flows.gap_bytes},
-            upstreams=tuple(upstream.account() for upstream in self.upstreams),
+            upstreams=tuple(upstream.account() for upstream in self._roster.known),
         )

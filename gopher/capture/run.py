@@ -20,6 +20,7 @@ import trio
 from gopher.capture.mirror import Mirror
 from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.source import FileSource, open_source
+from gopher.control import Control, reloaded, summary
 from gopher.errors import CaptureError, ConfigError
 from gopher.limits import raise_descriptor_limit
 from gopher.listening import listen
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from gopher._fastpath import Batch
     from gopher.capture.source import PacketSource
-    from gopher.config import CaptureConfig
+    from gopher.config import CaptureConfig, UpstreamConfig
 
 __all__ = ["run_capture"]
 
@@ -50,14 +51,22 @@ TURNS_S: Final = 0.002
 # will be too. Then the source is looked at once in a wake-up period, as if blocks had no end.
 BUSY_BYTES: Final = 1 << 16
 INDEX_RECORD_BYTES: Final = 16
+# What a reload changes; everything else needs a restart.
+RELOADED: Final = frozenset(
+    {"upstreams", "linger_s", "connect_timeout_s", "max_connections", "sample_ratio", "drain_s", "verbosity", "beside"}
+)
 # Beside one descriptor for each mirrored connection and upstream.
 SPARE_DESCRIPTORS: Final = 256
 
 
-async def run_capture(config: CaptureConfig) -> int:
+async def run_capture(config: CaptureConfig, control: Control | None = None) -> int:
     """Mirror until the source ends, `duration_s` is over, or SIGTERM or SIGINT comes; then drain and report.
 
     Prints the ready line, warnings and the final table to stderr.
+
+    Args:
+        config: what was asked for.
+        control: the command's side.
 
     Returns:
         The exit status.
@@ -67,7 +76,26 @@ async def run_capture(config: CaptureConfig) -> int:
     """
     if config.report_path is not None:
         check_writable(config.report_path)
-    addresses = [[] if upstream.scheme == "dir" else await resolve(upstream) for upstream in config.mirror.upstreams]
+    addresses, own = await _resolve(config)
+    _allow_descriptors(config)
+    with contextlib.ExitStack() as stack:
+        metrics = None
+        if config.metrics_address is not None:
+            metrics = stack.enter_context(listen(*config.metrics_address, hint="give another one with --metrics"))
+        source = stack.enter_context(contextlib.closing(open_source(config.source, own)))
+        return await _Run(config, source, addresses, own, metrics, control or Control()).run()
+
+
+async def _resolve(config: CaptureConfig) -> tuple[list[list[Address]], list[tuple[str, int]]]:
+    """The addresses of each upstream, and whatever traffic must not be mirrored: to these and to those beside them.
+
+    Raises:
+        ConfigError: a name does not resolve, or production would be mirrored to itself.
+    """
+    addresses = [await _addresses(upstream) for upstream in config.mirror.upstreams]
+    if config.source.read_path is not None:
+        # A file may be sent to where it was captured.
+        return addresses, []
     # An upstream without a port of its own is dialled at the one its client went to.
     flat = [
         address.at(port)
@@ -75,18 +103,18 @@ async def run_capture(config: CaptureConfig) -> int:
         for address in found
         for port in ([upstream.port] if upstream.port else config.source.ports)
     ]
-    if config.source.read_path is None:
-        _refuse_self(config, flat)
+    _refuse_self(config, flat)
+    flat += [address for upstream in config.beside for address in await _addresses(upstream)]
+    return addresses, [(address.host, address.port) for address in flat]
+
+
+async def _addresses(upstream: UpstreamConfig) -> list[Address]:
+    return [] if upstream.scheme == "dir" else await resolve(upstream)
+
+
+def _allow_descriptors(config: CaptureConfig) -> None:
     # What does not fit is shed as `no_descriptors`.
     raise_descriptor_limit(config.mirror.max_connections * len(config.mirror.upstreams) + SPARE_DESCRIPTORS)
-    own = [(address.host, address.port) for address in flat]
-    with contextlib.ExitStack() as stack:
-        metrics = None
-        if config.metrics_address is not None:
-            metrics = stack.enter_context(listen(*config.metrics_address, hint="give another one with --metrics"))
-        source = stack.enter_context(contextlib.closing(open_source(config.source, own)))
-        # A file may be sent to where it was captured.
-        return await _Run(config, source, addresses, own if config.source.read_path is None else [], metrics).run()
 
 
 def _refuse_self(config: CaptureConfig, addresses: list[Address]) -> None:
@@ -135,8 +163,11 @@ class _Run:
         addresses: list[list[Address]],
         own: list[tuple[str, int]],
         metrics: socket.socket | None,
+        control: Control,
     ) -> None:
         self._config = config
+        self._control = control
+        self._prefix = f"gopher {config.name}" if config.name else "gopher"
         self._metrics = metrics
         self._source = source
         self._from_file = isinstance(source, FileSource)
@@ -155,7 +186,7 @@ class _Run:
                 closing.callback(writer.close)
                 write = writer.write
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._signals)
+                await nursery.start(self._signals, nursery)
                 nursery.start_soon(self._mirror.pump_task.run)
                 nursery.start_soon(self._ticks)
                 if config.stats_interval_s is not None:
@@ -163,6 +194,7 @@ class _Run:
                 if self._metrics is not None:
                     self._serve_metrics(self._metrics, nursery)
                 self._say(self._ready_line())
+                self._control.ready()
                 try:
                     await self._intake(write)
                 except CaptureError as exc:
@@ -276,12 +308,15 @@ class _Run:
                 await mirror.pump_task.wait_served(TICK_S)
         mirror.abort()
 
-    async def _signals(self, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as received:
+    async def _signals(self, nursery: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+        with self._control.signals() as received:
             task_status.started()
             async for number in received:
                 if number == signal.SIGUSR1:
                     self._print_table()
+                elif number == signal.SIGHUP:
+                    if not self._mirror.hurry:
+                        self._control.reload_soon(nursery, self._reload)
                 elif self._mirror.hurry:
                     self._drain_scope.cancel()
                 else:
@@ -298,11 +333,23 @@ class _Run:
         nursery.start_soon(server.run)
         self._say(f"metrics on {server.url}")
 
+    # -- reload ----------------------------------------------------------------------------------------------------
+
+    async def _reload(self, wanted: CaptureConfig) -> tuple[str, list[str]]:
+        """See `Control.reload_soon`."""
+        config, restart = reloaded(self._config, wanted, RELOADED)
+        addresses, own = await _resolve(config)
+        async with self._turn:
+            change = self._mirror.reload(config, addresses, own)
+        self._config = config
+        _allow_descriptors(config)
+        return summary(len(config.mirror.upstreams), *change.names), restart
+
     # -- words -----------------------------------------------------------------------------------------------------
 
     def _say(self, line: str) -> None:
         if self._config.verbosity >= 0:
-            print(f"gopher: {line}", file=sys.stderr, flush=True)
+            print(f"{self._prefix}: {line}", file=sys.stderr, flush=True)
 
     def _ready_line(self) -> str:
         source, upstreams = self._config.source, len(self._config.mirror.upstreams)

@@ -39,6 +39,7 @@ SHED_REASONS: dict[str, str] = {
     "client_reset": "the client reset its connection while bytes were still queued",
     "drain": "still pending when the drain time at exit was over",
     "no_descriptors": "the process ran out of file descriptors",
+    "removed": "the upstream was removed by a reload within a request",
     "write_failed": "a dir: upstream could not be written",
 }
 """Every reason a byte or a connection can be shed for, with what it means to an operator."""
@@ -114,6 +115,10 @@ class UpstreamAccount:
     answers_missed_bytes: int = 0
     """Production's answers that a framed link had no room for; the relay was told."""
     latency: LatencyAccount = field(default_factory=LatencyAccount)
+    added_s: float = 0.0
+    """When a reload added it, since the start: it was offered only what came after. 0.0: it was there."""
+    removed_s: float | None = None
+    """When a reload removed it, since the start: nothing was offered after. None: it is there."""
 
 
 @dataclass(frozen=True, slots=True)

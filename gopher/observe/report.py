@@ -146,8 +146,10 @@ def _streams(report: AccountsReport) -> str:
 
 def _upstream_block(upstream: UpstreamAccount, width: int) -> list[str]:
     ends = upstream.connections
+    notes = [f"added after {upstream.added_s:.1f} s"] if upstream.added_s else []
+    notes += [f"removed after {upstream.removed_s:.1f} s"] if upstream.removed_s is not None else []
     lines = [
-        upstream.name,
+        f"{upstream.name} ({', '.join(notes)})" if notes else upstream.name,
         f"{'':<{_LABEL_COLUMNS}}{'bytes':>{_BYTES_COLUMNS}}{'connections':>{_CONNECTIONS_COLUMNS}}",
         _row("  captured", upstream.captured_bytes, ends.captured),
         _row("  delivered", upstream.delivered_bytes, ends.delivered),

@@ -26,8 +26,12 @@ def status_line(previous: AccountsReport, current: AccountsReport) -> str:
         + (f" ({dropped:,} dropped by the kernel)" if dropped else "")
         + f", {_bytes(captured)}/s captured, {current.connections['open']:,} open"
     ]
-    for before, after in zip(previous.upstreams, current.upstreams, strict=True):
-        delivered = (after.delivered_bytes - before.delivered_bytes) / elapsed_s
+    for index, after in enumerate(current.upstreams):
+        if after.removed_s is not None and not after.pending_bytes:
+            continue
+        # A reload adds upstreams at the end.
+        before_bytes = previous.upstreams[index].delivered_bytes if index < len(previous.upstreams) else 0
+        delivered = (after.delivered_bytes - before_bytes) / elapsed_s
         parts.append(
             f"{after.name} {_bytes(delivered)}/s delivered, {_bytes(after.pending_bytes)} pending, "
             f"{_bytes(after.shed_bytes)} shed"

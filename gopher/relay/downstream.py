@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gopher.relay.framed import Framed
     from gopher.relay.upstream import UpstreamConnection
     from gopher.upstreams.stream import MirroredStream
+    from gopher.upstreams.upstream import Upstream
 
 __all__ = ["Downstream"]
 
@@ -258,6 +259,11 @@ class Downstream:
             to_downstream=downstream_waiting + to_downstream,
             to_upstream=upstream_waiting + to_upstream,
         )
+
+    def drop_copies(self, upstream: Upstream) -> None:
+        """A reload has removed an upstream that gets copies."""
+        if self._copies is not None:
+            self._copies.leave(upstream, "removed")
 
     def _end_life(self, *, hard: bool) -> None:
         self.over = self.closed = True

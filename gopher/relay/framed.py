@@ -25,6 +25,7 @@ from gopher.relay.hooks import Scripts
 from gopher.relay.lastword import LINGER_S
 from gopher.relay.rules import parse_rule
 from gopher.relay.transparent import SWEEPS_PER_IDLE_TIME, announcement
+from gopher.upstreams.roster import Roster
 from gopher.upstreams.stream import MirroredStream
 from gopher.upstreams.tcp import TcpUpstream
 from gopher.upstreams.upstream import StreamCopy
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from gopher._pump import Connection
-    from gopher.config import RelayConfig
+    from gopher.config import RelayConfig, UpstreamConfig
     from gopher.link import ProxyHeader
     from gopher.relay.coupling import Wait
     from gopher.relay.hooks import Script
     from gopher.relay.preparing import Preparation
     from gopher.relay.tally import Tally
     from gopher.relay.upstream import UpstreamConnection
+    from gopher.upstreams.roster import Change
     from gopher.upstreams.tcp import Address
 
     class Adopt(Protocol):
@@ -152,19 +154,35 @@ class Framed:
         }
         self.scripts = Scripts(scripts, config.script_timeout_s, tell, self.turn) if scripts else None
         self._copy_task = PumpTask(_copy_outcome)
-        limits = MirrorConfig(upstreams=config.upstreams, connect_timeout_s=config.connect_timeout_s)
-        total = Budget(limits.total_memory_bytes)
-        self._copy_upstreams = [
-            TcpUpstream(upstream, limits, total, found, self._copy_task.pump)
-            for upstream, found in zip(config.upstreams[1:], addresses[1:], strict=True)
-        ]
+        limits = _limits(config)
+        self._total = Budget(limits.total_memory_bytes)
+        self._roster = Roster(config.upstreams[1:], addresses[1:], self._copy_upstream)
+        self._started_s = trio.current_time()
+
+    def _copy_upstream(self, upstream: UpstreamConfig, addresses: list[Address]) -> TcpUpstream:
+        return TcpUpstream(upstream, _limits(self.config), self._total, addresses, self._copy_task.pump)
+
+    def reload(self, config: RelayConfig, addresses: list[list[Address]]) -> Change[TcpUpstream]:
+        """Take on what a running relay can. Connections that are open keep their first upstream.
+
+        Raises:
+            ConfigError: there were too many upstreams; nothing has changed.
+        """
+        now_s = trio.current_time() - self._started_s
+        change = self._roster.change(config.upstreams[1:], addresses[1:], _limits(config), now_s)
+        for upstream in change.removed:
+            for downstream in self._downstreams:
+                downstream.drop_copies(upstream)
+        self.config = config
+        if {address.sockaddr for address in addresses[0]} != {address.sockaddr for address in self.addresses}:
+            self.addresses = list(addresses[0])
+        return change
 
     @property
     def tasks(self) -> list[Callable[[], Awaitable[None]]]:
         """What has to run."""
-        tasks: list[Callable[[], Awaitable[None]]] = [self.task.run]
-        if self._copy_upstreams:
-            tasks.append(self._copy_task.run)
+        # A reload may bring the first upstream that gets copies.
+        tasks: list[Callable[[], Awaitable[None]]] = [self.task.run, self._copy_task.run]
         if self.scripts is not None:
             tasks.append(self.scripts.run)
         return tasks
@@ -219,10 +237,10 @@ class Framed:
 
     def copies_of(self, downstream: Downstream) -> MirroredStream | None:
         """What the other upstreams get of a connection that begins."""
-        if not self._copy_upstreams:
+        if not self._roster.active:
             return None
         name = "{}.{}".format(*(downstream.header.client or ("unknown", 0)))
-        return MirroredStream([StreamCopy(upstream, name) for upstream in self._copy_upstreams], midway=False)
+        return MirroredStream([StreamCopy(upstream, name) for upstream in self._roster.active], midway=False)
 
     def turn(self, call: Callable[[], None]) -> None:
         """A call from outside the pump's batches, that moves connections on."""
@@ -243,8 +261,8 @@ class Framed:
             self._lingering.popleft()[1].linger_over()
         for coupling in self._couplings.values():
             coupling.tick(now_s)
-        for copies in self._copy_upstreams:
-            copies.tick(time.monotonic())
+        for upstream in self._roster.known:
+            upstream.tick(time.monotonic())
         if now_s >= self._next_sweep_s:
             idle_s = self.config.idle_timeout_s
             self._next_sweep_s = now_s + idle_s / SWEEPS_PER_IDLE_TIME
@@ -262,13 +280,13 @@ class Framed:
         """Whether copies of connections or calls of scripts are still under way."""
         if self.scripts is not None and self.scripts.busy:
             return True
-        return any(upstream.connections_pending for upstream in self._copy_upstreams)
+        return any(upstream.connections_pending for upstream in self._roster.known)
 
     def abort(self) -> None:
         """Cut what is still open."""
         for downstream in list(self._downstreams):
             downstream.fail("drain")
-        for upstream in self._copy_upstreams:
+        for upstream in self._roster.known:
             upstream.abort("drain")
 
     async def wait_scripts(self) -> None:
@@ -299,7 +317,11 @@ class Framed:
 
     def copies(self) -> tuple[dict[str, Any], ...]:
         """The accounts of the upstreams that get copies."""
-        return tuple(dataclasses.asdict(upstream.account()) for upstream in self._copy_upstreams)
+        return tuple(dataclasses.asdict(upstream.account()) for upstream in self._roster.known)
+
+
+def _limits(config: RelayConfig) -> MirrorConfig:
+    return MirrorConfig(upstreams=config.upstreams, connect_timeout_s=config.connect_timeout_s)
 
 
 def _no_decision(channel: Channel, outcome: int) -> None:

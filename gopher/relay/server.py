@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 import gopher
+from gopher.control import Control, reloaded, summary
 from gopher.limits import raise_descriptor_limit
 from gopher.link import ProxyHeader
 from gopher.listening import listen
@@ -45,14 +46,25 @@ TICK_S: Final = 0.05
 PAUSE_S: Final = 0.1
 SPARE_DESCRIPTORS: Final = 256
 ACCEPTS_PER_TURN: Final = 256
+# What a reload changes; everything else needs a restart.
+RELOADED: Final = frozenset(
+    {
+        *("upstreams", "link_from", "connect_timeout_s", "idle_timeout_s", "max_connections", "proxy_protocol"),
+        *("forwarded", "host", "marker", "drain_s", "verbosity"),
+    }
+)
 
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-async def run_relay(config: RelayConfig) -> int:
+async def run_relay(config: RelayConfig, control: Control | None = None) -> int:
     """Relay until `duration_s` is over, or SIGTERM or SIGINT comes; then drain and report.
 
     Prints the ready line and the final table to stderr.
+
+    Args:
+        config: what was asked for.
+        control: the command's side.
 
     Returns:
         The exit status.
@@ -64,14 +76,18 @@ async def run_relay(config: RelayConfig) -> int:
         check_writable(config.report_path)
     scripts = load_scripts(config.scripts)
     addresses = [await resolve(upstream) for upstream in config.upstreams]
-    raise_descriptor_limit(config.max_connections * (1 + len(config.upstreams)) + SPARE_DESCRIPTORS)
+    _allow_descriptors(config)
     with contextlib.ExitStack() as stack:
         hint = "give another one with -p or --listen"
         listeners = [stack.enter_context(listen(config.listen_host, port, hint=hint)) for port in config.ports]
         metrics = None
         if config.metrics_address is not None:
             metrics = stack.enter_context(listen(*config.metrics_address, hint="give another one with --metrics"))
-        return await _Run(config, addresses, listeners, scripts, metrics).run()
+        return await _Run(config, addresses, listeners, scripts, metrics, control or Control()).run()
+
+
+def _allow_descriptors(config: RelayConfig) -> None:
+    raise_descriptor_limit(config.max_connections * (1 + len(config.upstreams)) + SPARE_DESCRIPTORS)
 
 
 class _Run:
@@ -82,8 +98,11 @@ class _Run:
         listeners: list[socket.socket],
         scripts: list[Script],
         metrics: socket.socket | None,
+        control: Control,
     ) -> None:
         self._config = config
+        self._control = control
+        self._prefix = f"gopher {config.name}" if config.name else "gopher"
         self._addresses = addresses
         self._listeners = listeners
         self._scripts = scripts
@@ -103,13 +122,14 @@ class _Run:
         async with trio.open_nursery() as nursery:
             self._transparent = Transparent(config, self._addresses[0], self._tally, nursery, self._take_link)
             self._framed = Framed(config, self._addresses, self._tally, self._transparent.adopt, self._scripts, _tell)
-            await nursery.start(self._signals)
+            await nursery.start(self._signals, nursery)
             for task in (self._transparent.task.run, *self._framed.tasks):
                 nursery.start_soon(task)
             nursery.start_soon(self._ticks)
             if self._metrics is not None:
                 self._serve_metrics(self._metrics, nursery)
             self._say(self._ready_line())
+            self._control.ready()
             await self._accept()
             await self._drain()
             nursery.cancel_scope.cancel()
@@ -202,12 +222,15 @@ class _Run:
         self._framed.abort()
         await self._framed.wait_scripts()
 
-    async def _signals(self, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as received:
+    async def _signals(self, nursery: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+        with self._control.signals() as received:
             task_status.started()
             async for number in received:
                 if number == signal.SIGUSR1:
                     self._print_table()
+                elif number == signal.SIGHUP:
+                    if not self._hurry:
+                        self._control.reload_soon(nursery, self._reload)
                 elif self._hurry:
                     self._drain_scope.cancel()
                 else:
@@ -223,11 +246,24 @@ class _Run:
         nursery.start_soon(server.run)
         self._say(f"metrics on {server.url}")
 
+    async def _reload(self, wanted: RelayConfig) -> tuple[str, list[str]]:
+        """See `Control.reload_soon`."""
+        config, restart = reloaded(self._config, wanted, RELOADED)
+        addresses = [await resolve(upstream) for upstream in config.upstreams]
+        added, removed = self._framed.reload(config, addresses).names
+        self._transparent.reload(config, addresses[0])
+        first, before = config.upstreams[0], self._config.upstreams[0]
+        if first != before:
+            added, removed = [first.name, *added], [before.name, *removed]
+        self._config = config
+        _allow_descriptors(config)
+        return summary(len(config.upstreams), added, removed), restart
+
     # -- words -----------------------------------------------------------------------------------------------------
 
     def _say(self, line: str) -> None:
         if self._config.verbosity >= 0:
-            print(f"gopher: {line}", file=sys.stderr, flush=True)
+            print(f"{self._prefix}: {line}", file=sys.stderr, flush=True)
 
     def _where(self) -> str:
         ports = self._config.ports

@@ -86,6 +86,13 @@ class Transparent:
         self._resting: deque[tuple[float, Tunnel]] = deque()
         self._next_sweep_s = 0.0
 
+    def reload(self, config: RelayConfig, addresses: list[Address]) -> None:
+        """Connections that begin from now on go there. Those that are open keep what they have."""
+        self._config = config
+        self._upstream = config.upstreams[0]
+        if {address.sockaddr for address in addresses} != {address.sockaddr for address in self._addresses}:
+            self._addresses = addresses
+
     # -- begin -----------------------------------------------------------------------------------------------------
 
     def take(self, sock: socket.socket, header: ProxyHeader, *, may_link: bool) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gopher._runs import ByteRun
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
+    from gopher.upstreams.tcp import Address
     from gopher.upstreams.upstream import Outlet
 
 __all__ = ["DirectoryUpstream"]
@@ -74,6 +75,9 @@ class DirectoryUpstream(Upstream):
         """See `Upstream.finish`."""
         assert isinstance(connection, FileOutlet)
         connection.owner.done(connection, reset=reset)
+
+    def reload(self, limits: MirrorConfig, addresses: list[Address]) -> None:
+        """Files have no addresses either."""
 
     def tick(self, now_s: float) -> None:
         """Files have no time-outs."""

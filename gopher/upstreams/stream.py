@@ -13,7 +13,7 @@ from gopher.upstreams.relay import FramedCopy
 
 if TYPE_CHECKING:
     from gopher._runs import ByteRun
-    from gopher.upstreams.upstream import StreamCopy
+    from gopher.upstreams.upstream import StreamCopy, Upstream
 
 __all__ = ["HEAD_LIMIT_BYTES", "MirroredStream"]
 
@@ -129,6 +129,17 @@ class MirroredStream:
         for copy in self.copies:
             copy.give_up(reason)
             copy.finish()
+
+    def leave(self, upstream: Upstream, reason: str) -> None:
+        """An upstream gets no more of this stream: its copy ends as all do at the end of a capture."""
+        for copy in [copy for copy in self.copies if copy.upstream is upstream]:
+            self.copies.remove(copy)
+            if self.within_request:
+                copy.give_up(reason)
+            copy.finish()
+            if isinstance(copy, FramedCopy):
+                self.framed.remove(copy)
+                copy.close(reset=False)
 
     def close(self, *, reset: bool = False) -> None:
         """The connection is over, in both directions, or not looked at any more. After one of the three above."""

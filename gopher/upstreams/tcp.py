@@ -266,6 +266,14 @@ class TcpUpstream(Upstream):
                 self._lingering.popleft()
             self._lingering.append((self._clock() + self._linger_s, connection))
 
+    def reload(self, limits: MirrorConfig, addresses: list[Address]) -> None:
+        """See `Upstream.reload`. Behind a connection with a longer time-out, one with a shorter waits for it."""
+        self._connect_timeout_s = limits.connect_timeout_s
+        self._linger_s = limits.linger_s
+        if [address.sockaddr for address in addresses] != [address.sockaddr for address in self.addresses]:
+            self.addresses = addresses
+            self._preferred = 0
+
     def tick(self, now_s: float) -> None:
         """See `Upstream.tick`."""
         while self._connecting and self._connecting[0][0] <= now_s:

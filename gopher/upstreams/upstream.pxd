@@ -14,6 +14,8 @@ cdef class Upstream:
     cdef readonly int64_t connections_pending
     cdef public int64_t dials
     cdef public int64_t answers_missed_bytes
+    cdef public double added_s
+    cdef public object removed_s
 
     cpdef settle(self, str shed_reason)
 

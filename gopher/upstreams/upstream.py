@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gopher._runs import ByteRun
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
+    from gopher.upstreams.tcp import Address
 
 __all__ = ["Outlet", "StreamCopy", "Upstream"]
 
@@ -254,6 +255,9 @@ class Upstream:
         self.connections_pending = 0
         self.dials = 0
         self.answers_missed_bytes = 0
+        self.added_s = 0.0
+        """Since the start; see `UpstreamAccount`."""
+        self.removed_s: float | None = None
 
     def copy(self, flow: Flow, given_up: str | None) -> StreamCopy:
         """What this upstream gets of a flow that begins; see `StreamCopy`."""
@@ -269,6 +273,10 @@ class Upstream:
 
     def finish(self, connection: Outlet, *, reset: bool = False) -> None:
         """No more bytes for this connection; `reset` it when it has got its answers."""
+        raise NotImplementedError
+
+    def reload(self, limits: MirrorConfig, addresses: list[Address]) -> None:
+        """New time-outs and addresses, for new connections."""
         raise NotImplementedError
 
     def tick(self, now_s: float) -> None:
@@ -314,4 +322,6 @@ class Upstream:
                 sum_s=sum_ns / 1e9,
                 buckets=tuple(map(LatencyBucket, bounds, counts)),
             ),
+            added_s=round(self.added_s, 3),
+            removed_s=None if self.removed_s is None else round(self.removed_s, 3),
         )

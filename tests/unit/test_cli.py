@@ -252,7 +252,7 @@ def test_version(capsys):
 
 
 def run_main(monkeypatch, raised):
-    async def run_capture(config):
+    async def run_capture(config, control):
         async with trio.open_nursery() as nursery:
 
             async def fail():
@@ -265,7 +265,7 @@ def run_main(monkeypatch, raised):
 
 
 def test_main_returns_what_the_capture_returns(monkeypatch):
-    async def run_capture(config):
+    async def run_capture(config, control):
         assert config == parsed("")
         return 5
 

@@ -135,6 +135,8 @@ def test_json_has_every_key_of_the_contract():
         "response_bytes": 0,
         "answers_missed_bytes": 0,
         "latency": {"count": 0, "sum_s": 0.0, "buckets": []},
+        "added_s": 0.0,
+        "removed_s": None,
     }
     assert written["upstreams"][0]["latency"] == {
         "count": 200,
