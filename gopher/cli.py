@@ -150,6 +150,7 @@ def read_plan(argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
     )
     check = effective_toml(mirrors, settings, _default, _NEEDS) if hasattr(namespace, "check_config") else None
     keys = {setting.to.rpartition(".")[2]: setting.key for setting in reversed(settings.values())}
+    keys["couple_auto"] = "couple"
     warnings = tuple(misspelt(settings, environ))
     return Plan(mirrors=mirrors, path=path, keys=keys, check=check, warnings=warnings)
 

@@ -51,6 +51,8 @@ class _Child:
     mirror: MirrorPlan
     ready: bool = False
     leaving: bool = False
+    stale: bool = False
+    """A reload came before it was ready."""
 
 
 def supervise(
@@ -151,8 +153,11 @@ class _Supervisor:
         if self._readable in readable:
             data = os.read(self._readable, 64 * _PID.size)
             for (pid,) in _PID.iter_unpack(data):
-                if pid in self._children:
-                    self._children[pid].ready = True
+                child = self._children.get(pid)
+                if child is not None:
+                    child.ready = True
+                    if child.stale:
+                        os.kill(pid, signal.SIGHUP)
         numbers = self._woken.recv(4096) if woken in readable else b""
         if signal.SIGCHLD in numbers:
             self._reap()
@@ -199,12 +204,16 @@ class _Supervisor:
             return
         running = {child.mirror.name for child in self._children.values() if not child.leaving}
         for pid, child in self._children.items():
-            if child.mirror.name not in wanted and not child.leaving:
+            if child.leaving:
+                continue
+            if child.mirror.name not in wanted:
                 child.leaving = True
                 _say(f"mirror {child.mirror.name} is no more in the file: stopping it")
                 os.kill(pid, signal.SIGTERM)
-            elif not child.leaving and child.ready:
+            elif child.ready:
                 os.kill(pid, signal.SIGHUP)
+            else:
+                child.stale = True
         for name, mirror in wanted.items():
             if name not in running:
                 _say(f"starting mirror {name}")
