@@ -94,7 +94,7 @@ exit status:
   0 finished, 1 failed while running, 2 wrong usage, 77 not permitted to capture
 
 SIGTERM and SIGINT stop taking in and deliver what is pending; a second one exits
-at once. SIGUSR1 prints the accounts.
+at once. SIGUSR1 prints the accounts. SIGHUP reads the --config file again.
 """
 
 _STAGES: Final[dict[str, type]] = {

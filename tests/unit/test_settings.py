@@ -1,6 +1,7 @@
 """Options, environment and file together: precedence, mistakes, and the print of what counts."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -409,3 +410,16 @@ def test_mistakes_end_the_command_with_status_2(tmp_path, capsys):
         f"  {tmp_path}/gopher.toml:1: prot: there is no such setting\n    hint: did you mean port?\n"
         f"  {tmp_path}/gopher.toml:2: mode: 'captur' is not one of capture, relay (did you mean capture?)\n"
     )
+
+
+def examples():
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    return re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_examples_of_the_documentation(number, tmp_path, capsys):
+    assert len(examples()) == 2
+    (tmp_path / "gopher.toml").write_text(examples()[number])
+    text = printed(capsys, "--config", str(tmp_path / "gopher.toml"))
+    assert text.count("[[mirror]]") == 2 * number
