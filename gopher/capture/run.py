@@ -369,7 +369,8 @@ class _Run:
 
     def _print_table(self) -> None:
         width = shutil.get_terminal_size((100, 24)).columns
-        print(to_table(self._mirror.snapshot(), width), file=sys.stderr, flush=True)
+        title = f"mirror {self._config.name}:\n" if self._config.name else ""
+        print(f"{title}{to_table(self._mirror.snapshot(), width)}", file=sys.stderr, flush=True)
 
     def _warn_truncated(self) -> None:
         if self._source.truncated:

@@ -121,7 +121,9 @@ class _Run:
         config = self._config
         async with trio.open_nursery() as nursery:
             self._transparent = Transparent(config, self._addresses[0], self._tally, nursery, self._take_link)
-            self._framed = Framed(config, self._addresses, self._tally, self._transparent.adopt, self._scripts, _tell)
+            self._framed = Framed(
+                config, self._addresses, self._tally, self._transparent.adopt, self._scripts, self._tell
+            )
             await nursery.start(self._signals, nursery)
             for task in (self._transparent.task.run, *self._framed.tasks):
                 nursery.start_soon(task)
@@ -265,6 +267,10 @@ class _Run:
         if self._config.verbosity >= 0:
             print(f"{self._prefix}: {line}", file=sys.stderr, flush=True)
 
+    def _tell(self, line: str) -> None:
+        """A failure, which is said even when nothing else is."""
+        print(f"{self._prefix}: {line}", file=sys.stderr, flush=True)
+
     def _where(self) -> str:
         ports = self._config.ports
         where = f"port{'s' if len(ports) > 1 else ''} {','.join(map(str, ports))}"
@@ -312,7 +318,8 @@ class _Run:
 
     def _print_table(self) -> None:
         width = shutil.get_terminal_size((100, 24)).columns
-        print(relay_table(self._snapshot(), width), file=sys.stderr, flush=True)
+        title = f"mirror {self._config.name}:\n" if self._config.name else ""
+        print(f"{title}{relay_table(self._snapshot(), width)}", file=sys.stderr, flush=True)
 
     def _report(self) -> None:
         if self._config.verbosity >= 0:
@@ -325,8 +332,3 @@ def _plain(address: tuple[str, int]) -> tuple[str, int]:
     """An IPv4 client of a socket that listens for both comes as ::ffff:192.0.2.1."""
     host = address[0].partition("%")[0]
     return host.removeprefix("::ffff:") if host.startswith("::ffff:") and "." in host else host, address[1]
-
-
-def _tell(line: str) -> None:
-    """A failure, which is said even when nothing else is."""
-    print(f"gopher: {line}", file=sys.stderr, flush=True)
