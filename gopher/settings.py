@@ -228,6 +228,8 @@ def from_file(
         if setting is None:
             nearest = difflib.get_close_matches(key.lower().replace("_", "-"), [*settings, "mirror"], n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else "keys are the long options, see gopher --help"
+            if isinstance(written, dict) and not nearest:
+                hint = "settings stand at the top of the file, or in [[mirror]] tables"
             problems.add(f"{where}: there is no such setting", hint=hint, line=line)
         else:
             given.append(Raw(setting=setting, written=written, where=where, origin=f"{file}:{line}", line=line))

@@ -103,8 +103,8 @@ async def _resolve(config: CaptureConfig) -> tuple[list[list[Address]], list[tup
         for address in found
         for port in ([upstream.port] if upstream.port else config.source.ports)
     ]
-    _refuse_self(config, flat)
     flat += [address for upstream in config.beside for address in await _addresses(upstream)]
+    _refuse_self(config, flat)
     return addresses, [(address.host, address.port) for address in flat]
 
 

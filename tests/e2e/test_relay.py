@@ -290,7 +290,7 @@ def test_port_in_use_is_one_sentence():
 def test_bad_rule_is_one_sentence():
     ended = run_gopher("-r", "-p", str(free_port()), "-u", "localhost:80", "--couple", "cokie:SID")
     assert ended.returncode == 2
-    assert ended.stderr.startswith("gopher: error: couple 'cokie:SID' is no rule\n")
+    assert ended.stderr.startswith("gopher: error: --couple 'cokie:SID' is no rule\n")
 
 
 def test_listen_address():

@@ -183,6 +183,19 @@ def test_at_the_start_it_is_all_or_nothing(host, production, tmp_path):
     assert "are ready" not in done.stderr
 
 
+def test_relay_that_feeds_what_another_mirror_captures_is_refused(host, tmp_path):
+    # Production would get its own traffic again, and the capture could not tell it from that of clients.
+    path = tmp_path / "gopher.toml"
+    path.write_text(
+        table(tmp_path, "a", COMMON, "port = 80", 'upstream = "127.0.0.1:3280"')
+        + table(tmp_path, "b", 'mode = "relay"', 'listen = "127.0.0.1"', "port = 3280", 'upstream = "127.0.0.1:80"')
+    )
+    with RecordingSink(("0.0.0.0", 80), namespace=host):
+        done = run_gopher("--config", str(path), namespace=host)
+    assert done.returncode == 2
+    assert "gopher a: error: upstream 127.0.0.1:80 is the captured server itself" in done.stderr
+
+
 def test_interrupt_of_the_terminal_counts_once(host, production, two):
     # A shell's Ctrl-C goes to the whole process group: a second SIGINT would cut the drain short.
     with supervised(two, host, "2 mirrors are ready: a, b") as gopher:

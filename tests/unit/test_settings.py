@@ -223,6 +223,10 @@ def test_what_is_no_toml_is_named_with_its_line(problems, text, message):
     ("addition", "message"),
     [
         ("[mirror]\nname = 'a'\n", "gopher.toml:14: mirror: each one is a table\nhint: write [[mirror]]"),
+        (
+            "[gopher]\nport = 1\n",
+            "14: gopher: there is no such setting\nhint: settings stand at the top of the file, or",
+        ),
         ("mirror = 3\n", "gopher.toml:14: mirror: each one is a table"),
         ("[mirrors]\nname = 'a'\n", "gopher.toml:14: mirrors: there is no such setting\nhint: did you mean mirror?"),
         ("couple = 'nonsense'\nmode.a = 1", "gopher.toml:15: Cannot"),
