@@ -690,7 +690,13 @@ def _upstream(text: str, captured_ports: tuple[int, ...]) -> UpstreamConfig:
             raise _bad_upstream(text, str(error)) from error
     else:
         port = captured_ports[0] if len(captured_ports) == 1 else 0
-    return UpstreamConfig(name=text, scheme="relay" if scheme == "relay" else "tcp", host=host, port=port)
+    return UpstreamConfig(
+        name=text,
+        scheme="relay" if scheme == "relay" else "tcp",
+        host=host,
+        port=port,
+        captured_port=match["port"] is None,
+    )
 
 
 def _bad_upstream(text: str, reason: str) -> ConfigError:

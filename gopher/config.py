@@ -58,6 +58,8 @@ class UpstreamConfig:
     """1 to 65535, or 0: the captured port that the client went to. Zero for `dir`."""
     path: str = ""
     """Directory for `dir`; empty otherwise."""
+    captured_port: bool = field(default=False, compare=False)
+    """Whether the port is that of the capture, for none was given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ import trio
 from gopher.capture.mirror import Mirror
 from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.source import FileSource, open_source
+from gopher.config import CaptureConfig
 from gopher.control import Control, reloaded, summary
 from gopher.errors import CaptureError, ConfigError
 from gopher.limits import raise_descriptor_limit
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from gopher._fastpath import Batch
     from gopher.capture.source import PacketSource
-    from gopher.config import CaptureConfig, UpstreamConfig
+    from gopher.config import UpstreamConfig
 
 __all__ = ["run_capture"]
 
@@ -110,6 +112,15 @@ async def _resolve(config: CaptureConfig) -> tuple[list[list[Address]], list[tup
 
 async def _addresses(upstream: UpstreamConfig) -> list[Address]:
     return [] if upstream.scheme == "dir" else await resolve(upstream)
+
+
+def _at_captured_ports(wanted: CaptureConfig, ports: tuple[int, ...]) -> CaptureConfig:
+    """Upstreams without a port of their own stay at the ports that are captured, whatever the file says now."""
+    if not isinstance(wanted, CaptureConfig) or wanted.source.ports == ports:
+        return wanted
+    port = ports[0] if len(ports) == 1 else 0
+    upstreams = [replace(each, port=port) if each.captured_port else each for each in wanted.mirror.upstreams]
+    return replace(wanted, mirror=replace(wanted.mirror, upstreams=tuple(upstreams)))
 
 
 def _allow_descriptors(config: CaptureConfig) -> None:
@@ -337,7 +348,7 @@ class _Run:
 
     async def _reload(self, wanted: CaptureConfig) -> tuple[str, list[str]]:
         """See `Control.reload_soon`."""
-        config, restart = reloaded(self._config, wanted, RELOADED)
+        config, restart = reloaded(self._config, _at_captured_ports(wanted, self._config.source.ports), RELOADED)
         addresses, own = await _resolve(config)
         async with self._turn:
             change = self._mirror.reload(config, addresses, own)

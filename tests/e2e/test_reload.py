@@ -78,11 +78,11 @@ def test_upstreams_come_and_go_under_traffic(host, tmp_path):
     with ExitStack() as stack:
         sinks = [
             stack.enter_context(RecordingSink(address, namespace=host))
-            # The last one has the captured port: its traffic must not be mirrored once more.
-            for address in (PRODUCTION, ("127.0.0.2", 3280), ("127.0.0.3", 3280), ("127.0.0.4", 80))
+            # At the captured port: what is sent there must not be mirrored once more.
+            for address in (PRODUCTION, ("127.0.0.2", 80), ("127.0.0.3", 3280), ("127.0.0.4", 80))
         ]
         production, stays, goes, comes = sinks
-        write(stays.name, goes.name)
+        write(stays.host, goes.name)
         gopher = stack.enter_context(GopherProcess("--config", str(path), namespace=host))
         between, within = host.connect(PRODUCTION), host.connect(PRODUCTION)
         half = 200_000
@@ -101,8 +101,9 @@ def test_upstreams_come_and_go_under_traffic(host, tmp_path):
             before = len(goes.connections)
             goes.wait(lambda: len(goes.connections) >= before + 3, "connections after the wrong file")
 
-            write(stays.name, comes.name, more="port = [80, 81]\n")
-            reload(gopher, f"reloaded: to 2 upstreams; added {comes.name}; removed {goes.name}")
+            # Without a port of their own they stay at the captured one, as long as that is captured.
+            write(stays.host, comes.host, more="port = 81\n")
+            reload(gopher, f"reloaded: to 2 upstreams; added {comes.host}; removed {goes.name}")
             gopher.wait_stderr(lambda line: line == "gopher: needs a restart: port")
             goes.wait(lambda: all(each.ended for each in goes.connections), "the end of all its connections")
             offered = len(goes.connections)
@@ -117,8 +118,8 @@ def test_upstreams_come_and_go_under_traffic(host, tmp_path):
         report = gopher.stop()
 
     assert stays.streams == production.streams
-    assert_all_delivered(report, stays.name)
-    assert_all_delivered(report, comes.name)
+    assert_all_delivered(report, stays.host)
+    assert_all_delivered(report, comes.host)
     assert len(goes.connections) == offered
     # The one within a request was cut, the others got all that was sent until then, in whole requests.
     removed = upstream(report, goes.name)
@@ -130,7 +131,7 @@ def test_upstreams_come_and_go_under_traffic(host, tmp_path):
         len(each.received) for each in goes.connections if bytes(each.received) != upload[:half]
     )
     # What was open before it came is not for the new one.
-    added = upstream(report, comes.name)
+    added = upstream(report, comes.host)
     assert added["added_s"] > 0
     assert not {bytes(get(1) + get(3)), upload} & set(comes.streams)
     assert not set(comes.streams) - set(production.streams)
