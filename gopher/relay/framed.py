@@ -157,7 +157,7 @@ class Framed:
         limits = _limits(config)
         self._total = Budget(limits.total_memory_bytes)
         self._roster = Roster(config.upstreams[1:], addresses[1:], self._copy_upstream)
-        self._started_s = trio.current_time()
+        self._started_s = time.monotonic()
 
     def _copy_upstream(self, upstream: UpstreamConfig, addresses: list[Address]) -> TcpUpstream:
         return TcpUpstream(upstream, _limits(self.config), self._total, addresses, self._copy_task.pump)
@@ -168,7 +168,7 @@ class Framed:
         Raises:
             ConfigError: there were too many upstreams; nothing has changed.
         """
-        now_s = trio.current_time() - self._started_s
+        now_s = time.monotonic() - self._started_s
         change = self._roster.change(config.upstreams[1:], addresses[1:], _limits(config), now_s)
         for upstream in change.removed:
             for downstream in self._downstreams:
@@ -255,8 +255,8 @@ class Framed:
         self.pump.look_at_clock()
         now_s = self.now_s
         while self._connecting and self._connecting[0][0] <= now_s:
-            _, upstream, channel = self._connecting.popleft()
-            upstream.connect_timed_out(channel)
+            _, connection, channel = self._connecting.popleft()
+            connection.connect_timed_out(channel)
         while self._lingering and self._lingering[0][0] <= now_s:
             self._lingering.popleft()[1].linger_over()
         for coupling in self._couplings.values():
