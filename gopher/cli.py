@@ -600,6 +600,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add(
         run,
+        "--user",
+        to="run.user",
+        type=_user,
+        metavar="NAME[:GROUP]",
+        help="become this user, without any rights left, when everything that needs rights is open",
+    )
+    _add(
+        run,
         "--stats-interval",
         to="run.stats_interval_s",
         type=_seconds(positive=True),
@@ -796,6 +804,12 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         return ipaddress.ip_network(text, strict=False)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a network, like 10.0.0.0/8 or ::1") from error
+
+
+def _user(text: str) -> str:
+    if re.fullmatch(r"[^:]+(?::[^:]+)?", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME:GROUP")
+    return text
 
 
 def _field_value(text: str) -> str:

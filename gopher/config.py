@@ -169,6 +169,8 @@ class CaptureConfig:
     """Write the accounts here as JSON at exit."""
     metrics_address: tuple[str, int] | None = None
     """Address and port for Prometheus to scrape."""
+    user: str | None = None
+    """`NAME[:GROUP]` to become once everything that needs rights is open."""
     duration_s: float | None = None
     """Stop taking in after this long."""
     drain_s: float = 5.0
@@ -228,6 +230,8 @@ class RelayConfig:
     """Write the accounts here as JSON at exit."""
     metrics_address: tuple[str, int] | None = None
     """Address and port for Prometheus to scrape."""
+    user: str | None = None
+    """`NAME[:GROUP]` to become once everything that needs rights is open."""
     duration_s: float | None = None
     """Stop accepting after this long."""
     drain_s: float = 5.0

@@ -7,6 +7,7 @@ import socket
 from typing import Final
 
 from gopher.errors import ListenError
+from gopher.privileges import way_to
 
 __all__ = ["listen"]
 
@@ -34,6 +35,9 @@ def listen(host: str, port: int, *, hint: str) -> socket.socket:
     except OSError as error:
         where = f"port {port}" + (f" of {host}" if host else "")
         reason = _FAILURES.get(error.errno or 0, error.strerror)
+        if error.errno == errno.EACCES:
+            missing, way = way_to("CAP_NET_BIND_SERVICE")
+            reason, hint = f"{reason}: {missing}", f"{hint}, from 1024 on; or {way}"
         raise ListenError(f"cannot listen on {where}: {reason}", hint=hint) from error
     sock.setblocking(False)
     # What is accepted inherits it.

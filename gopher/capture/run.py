@@ -28,6 +28,7 @@ from gopher.limits import raise_descriptor_limit
 from gopher.listening import listen
 from gopher.observe.report import check_writable, to_fields, to_table, write_report
 from gopher.observe.terminal import status_line
+from gopher.privileges import drop_rights, find_user, prepare
 from gopher.upstreams.tcp import Address, resolve
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
     Raises:
         GopherError: something the user or the administrator has to mend.
     """
-    if config.report_path is not None:
-        check_writable(config.report_path)
+    prepare()
+    user = find_user(config.user)
     addresses, own = await _resolve(config)
     _allow_descriptors(config)
     with contextlib.ExitStack() as stack:
@@ -85,6 +86,10 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
         if config.metrics_address is not None:
             metrics = stack.enter_context(listen(*config.metrics_address, hint="give another one with --metrics"))
         source = stack.enter_context(contextlib.closing(open_source(config.source, own)))
+        # What is opened and made from here on is opened and made with the rights that are left.
+        drop_rights(user)
+        if config.report_path is not None:
+            check_writable(config.report_path)
         return await _Run(config, source, addresses, own, metrics, control or Control()).run()
 
 

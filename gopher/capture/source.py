@@ -12,10 +12,8 @@ so it is called when a source is opened and never again. A closed or never activ
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from gopher.capture._ring import BLOCK_BYTES, Ring
 from gopher.capture.bpf import capture_filter
 from gopher.capture.pcapfile import CaptureFile, CaptureWriter
 from gopher.errors import CaptureError, CapturePermissionError, ConfigError
+from gopher.privileges import way_to
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -309,10 +308,8 @@ def _activate(config: SourceConfig, ring_bytes: int) -> Any:
         devices = ", ".join(["any", *(name for _, name in socket.if_nameindex())])
         raise ConfigError(f"there is no network device {config.interface}", hint=f"there are: {devices}")
     if status == _PCAP_ERROR_PERM_DENIED:
-        raise CapturePermissionError(
-            f"not permitted to capture on {config.interface}",
-            hint=f"run as root, or once: setcap cap_net_raw+ep {os.path.realpath(sys.executable)}",
-        )
+        reason, hint = way_to("CAP_NET_RAW")
+        raise CapturePermissionError(f"not permitted to capture on {config.interface}: {reason}", hint=hint)
     if status == _PCAP_ERROR_IFACE_NOT_UP:
         raise CaptureError(f"the network device {config.interface} is down", hint=f"ip link set {config.interface} up")
     raise CaptureError(f"libpcap cannot capture on {config.interface} (error {status})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import stat
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,9 +52,18 @@ def check_writable(path: str) -> None:
         reason = "it is a directory"
     elif not os.access(path if os.path.exists(path) and not os.path.isfile(path) else directory, os.W_OK):
         reason = "not permitted"
+    elif _protected(path, directory):
+        reason = "it belongs to another user"
     else:
         return
     raise ConfigError(f"the report cannot be written to {path}: {reason}", hint="name another file with --report")
+
+
+def _protected(path: str, directory: str) -> bool:
+    """Whether the sticky bit of the directory (as of /tmp) keeps this process from replacing the file."""
+    if os.geteuid() == 0 or not os.path.isfile(path) or not os.stat(directory).st_mode & stat.S_ISVTX:
+        return False
+    return os.geteuid() not in (os.stat(os.path.realpath(path)).st_uid, os.stat(directory).st_uid)
 
 
 def write_report(report: AccountsReport, path: str) -> None:

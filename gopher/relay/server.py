@@ -25,6 +25,7 @@ from gopher.link import ProxyHeader
 from gopher.listening import listen
 from gopher.observe.relaying import RelayReport, relay_table, relay_to_fields, relay_to_json
 from gopher.observe.report import check_writable, write_text
+from gopher.privileges import drop_rights, find_user, prepare
 from gopher.relay import lastword
 from gopher.relay.framed import Framed
 from gopher.relay.hooks import load_scripts
@@ -72,9 +73,8 @@ async def run_relay(config: RelayConfig, control: Control | None = None) -> int:
     Raises:
         GopherError: something the user or the administrator has to mend.
     """
-    if config.report_path is not None:
-        check_writable(config.report_path)
-    scripts = load_scripts(config.scripts)
+    prepare()
+    user = find_user(config.user)
     addresses = [await resolve(upstream) for upstream in config.upstreams]
     _allow_descriptors(config)
     with contextlib.ExitStack() as stack:
@@ -83,6 +83,11 @@ async def run_relay(config: RelayConfig, control: Control | None = None) -> int:
         metrics = None
         if config.metrics_address is not None:
             metrics = stack.enter_context(listen(*config.metrics_address, hint="give another one with --metrics"))
+        # What is opened and loaded from here on is opened and loaded with the rights that are left.
+        drop_rights(user)
+        if config.report_path is not None:
+            check_writable(config.report_path)
+        scripts = load_scripts(config.scripts)
         return await _Run(config, addresses, listeners, scripts, metrics, control or Control()).run()
 
 

@@ -269,7 +269,7 @@ def test_no_permission_to_capture_is_77_and_says_what_to_do(host):
     done = run_gopher(
         *CAPTURE, *UPSTREAM, namespace=host, prefix=("setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw")
     )
-    assert_one_sentence(done, 77, "setcap")
+    assert_one_sentence(done, 77, "--cap-add NET_RAW")
 
 
 def assert_one_sentence(done, status, said):

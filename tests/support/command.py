@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +27,11 @@ STOP_S = 20.0
 _ROOT = Path(gopher.__file__).parents[1]
 
 
-def _argv(arguments: Sequence[str], namespace: Namespace | None, prefix: Sequence[str]) -> list[str]:
+def _argv(
+    arguments: Sequence[str], namespace: Namespace | None, prefix: Sequence[str], python: str = sys.executable
+) -> list[str]:
     # -W default: a warning (a socket left open, a coroutine never awaited) shows on stderr, where it is looked for.
-    argv = [*prefix, sys.executable, "-W", "default", "-m", "gopher", *arguments]
+    argv = [*prefix, python, "-W", "default", "-m", "gopher", *arguments]
     return argv if namespace is None else namespace.command(*argv)
 
 
@@ -50,6 +53,8 @@ class GopherProcess:
         prefix: a command that starts it under other limits.
         ready: whether entering waits for the ready line.
         report: whether to ask for one; of several mirrors each has its own.
+        owner: the user who writes the report, if not the one who runs the tests.
+        python: the interpreter.
 
     Attributes:
         report: what --report held; there once gopher has ended.
@@ -57,15 +62,23 @@ class GopherProcess:
     """
 
     def __init__(
-        self, *arguments: str, namespace: Namespace | None = None, prefix: Sequence[str] = (), ready: bool = True,
+        self,
+        *arguments: str,
+        namespace: Namespace | None = None,
+        prefix: Sequence[str] = (),
+        ready: bool = True,
         report: bool = True,
-    ) -> None:  # fmt: skip
+        owner: str | None = None,
+        python: str = sys.executable,
+    ) -> None:
         self._ready = ready
         self._with_report = report
         self._directory = tempfile.TemporaryDirectory()
+        if owner is not None:
+            shutil.chown(self._directory.name, owner)
         self._report_path = Path(self._directory.name) / "report.json"
         report_options = ["--report", str(self._report_path)] if report else []
-        self._argv = _argv([*arguments, *report_options], namespace, prefix)
+        self._argv = _argv([*arguments, *report_options], namespace, prefix, python)
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._eof = False

@@ -34,14 +34,20 @@ class RelayProcess(GopherProcess):
         options: more of the command line.
         port: to listen on; a free one if not given.
         namespace: where it lives.
+        settings: more for `GopherProcess`.
     """
 
     def __init__(
-        self, *upstreams: str, options: Sequence[str] = (), port: int | None = None, namespace: Namespace | None = None
+        self,
+        *upstreams: str,
+        options: Sequence[str] = (),
+        port: int | None = None,
+        namespace: Namespace | None = None,
+        **settings: Any,
     ) -> None:
         self.port = port or free_port()
         arguments = [word for upstream in upstreams for word in ("-u", upstream)]
-        super().__init__("-r", "-p", str(self.port), *arguments, *options, namespace=namespace, ready=False)
+        super().__init__("-r", "-p", str(self.port), *arguments, *options, namespace=namespace, ready=False, **settings)
 
     def __enter__(self) -> RelayProcess:
         super().__enter__()
