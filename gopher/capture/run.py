@@ -26,6 +26,7 @@ from gopher.control import Control, reloaded, summary
 from gopher.errors import CaptureError, ConfigError
 from gopher.limits import raise_descriptor_limit
 from gopher.listening import listen
+from gopher.notify import ServiceManager
 from gopher.observe.report import check_writable, to_fields, to_table, write_report
 from gopher.observe.terminal import status_line
 from gopher.privileges import drop_rights, find_user, prepare
@@ -90,7 +91,8 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
         drop_rights(user)
         if config.report_path is not None:
             check_writable(config.report_path)
-        return await _Run(config, source, addresses, own, metrics, control or Control()).run()
+        manager = stack.enter_context(contextlib.closing(ServiceManager()))
+        return await _Run(config, source, addresses, own, metrics, control or Control(), manager).run()
 
 
 async def _resolve(config: CaptureConfig) -> tuple[list[list[Address]], list[tuple[str, int]]]:
@@ -180,9 +182,11 @@ class _Run:
         own: list[tuple[str, int]],
         metrics: socket.socket | None,
         control: Control,
+        manager: ServiceManager,
     ) -> None:
         self._config = config
         self._control = control
+        self._manager = manager
         self._prefix = f"gopher {config.name}" if config.name else "gopher"
         self._metrics = metrics
         self._source = source
@@ -205,17 +209,20 @@ class _Run:
                 await nursery.start(self._signals, nursery)
                 nursery.start_soon(self._mirror.pump_task.run)
                 nursery.start_soon(self._ticks)
+                nursery.start_soon(self._manager.watch)
                 if config.stats_interval_s is not None:
                     nursery.start_soon(self._status, config.stats_interval_s)
                 if self._metrics is not None:
                     self._serve_metrics(self._metrics, nursery)
                 self._say(self._ready_line())
                 self._control.ready()
+                self._manager.ready(self._ready_line())
                 try:
                     await self._intake(write)
                 except CaptureError as exc:
                     # The device went away, or the disk is full: what was captured until then is still owed.
                     failure = exc
+                self._manager.stopping()
                 await self._end_intake()
                 await self._drain()
                 # While signals are still taken: one more must not cost the report.

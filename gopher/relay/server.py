@@ -23,6 +23,7 @@ from gopher.control import Control, reloaded, summary
 from gopher.limits import raise_descriptor_limit
 from gopher.link import ProxyHeader
 from gopher.listening import listen
+from gopher.notify import ServiceManager
 from gopher.observe.relaying import RelayReport, relay_table, relay_to_fields, relay_to_json
 from gopher.observe.report import check_writable, write_text
 from gopher.privileges import drop_rights, find_user, prepare
@@ -88,7 +89,8 @@ async def run_relay(config: RelayConfig, control: Control | None = None) -> int:
         if config.report_path is not None:
             check_writable(config.report_path)
         scripts = load_scripts(config.scripts)
-        return await _Run(config, addresses, listeners, scripts, metrics, control or Control()).run()
+        manager = stack.enter_context(contextlib.closing(ServiceManager()))
+        return await _Run(config, addresses, listeners, scripts, metrics, control or Control(), manager).run()
 
 
 def _allow_descriptors(config: RelayConfig) -> None:
@@ -104,9 +106,11 @@ class _Run:
         scripts: list[Script],
         metrics: socket.socket | None,
         control: Control,
+        manager: ServiceManager,
     ) -> None:
         self._config = config
         self._control = control
+        self._manager = manager
         self._prefix = f"gopher {config.name}" if config.name else "gopher"
         self._addresses = addresses
         self._listeners = listeners
@@ -133,11 +137,14 @@ class _Run:
             for task in (self._transparent.task.run, *self._framed.tasks):
                 nursery.start_soon(task)
             nursery.start_soon(self._ticks)
+            nursery.start_soon(self._manager.watch)
             if self._metrics is not None:
                 self._serve_metrics(self._metrics, nursery)
             self._say(self._ready_line())
             self._control.ready()
+            self._manager.ready(self._ready_line())
             await self._accept()
+            self._manager.stopping()
             await self._drain()
             nursery.cancel_scope.cancel()
         self._report()
