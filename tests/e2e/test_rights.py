@@ -2,7 +2,6 @@
 
 import grp
 import os
-import pwd
 import shutil
 import subprocess
 import sys
@@ -12,29 +11,19 @@ from pathlib import Path
 
 import pytest
 
-import gopher
 from tests.support.accounts import assert_all_delivered
 from tests.support.clients import curl, exchange, get, receive_exactly
 from tests.support.command import GopherProcess, assert_clean, run_gopher
 from tests.support.relay import RelayProcess
+from tests.support.rights import AS_NOBODY, NOBODY, REACHABLE, ROOT, no_rights, rights, with_capability
 from tests.support.servers import ANSWER, RecordingSink, assert_mirrored
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(gopher.__file__).parents[1]
 PRODUCTION = ("127.0.0.1", 80)
 SHADOW = ("127.0.0.1", 3280)
 # A name, so that it has to be looked up, which takes a thread.
 CAPTURE = ("-c", "-p", "80", "-i", "lo", "-u", "localhost:3280")
-NOBODY = pwd.getpwnam("nobody")
-REACHABLE = (
-    sys.executable,
-    str(ROOT / "tests/support/reachable.py"),
-    *dict.fromkeys((sys.base_prefix, sys.prefix, str(ROOT))),
-    "--",
-)
-AS_NOBODY = (*REACHABLE, "setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups")
-NET_RAW_ALONE = (*AS_NOBODY, "--inh-caps", "+net_raw", "--ambient-caps", "+net_raw")
 
 
 @pytest.fixture
@@ -47,19 +36,6 @@ def production(host):
 def shadow(host):
     with RecordingSink(SHADOW, namespace=host) as sink:
         yield sink
-
-
-def threads(pid):
-    """The fields of /proc/PID/task/*/status that are about rights, of each thread."""
-    fields = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
-    for path in Path(f"/proc/{pid}/task").glob("*/status"):
-        status = dict(line.split(":", 1) for line in path.read_text().splitlines())
-        yield {name: status[name].split() for name in fields}
-
-
-def nothing_left(uid=NOBODY.pw_uid, gid=NOBODY.pw_gid):
-    none = {name: ["0000000000000000"] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
-    return {"Uid": [str(uid)] * 4, "Gid": [str(gid)] * 4, "Groups": [], **none, "NoNewPrivs": ["1"]}
 
 
 def mirror_one_request(host, production, shadow):
@@ -84,7 +60,7 @@ def test_capture_gives_up_root(host, production, shadow, user, uid, gid):
         with GopherProcess(
             *CAPTURE, "--user", user, "--write", str(kept), namespace=host, prefix=REACHABLE, owner=uid
         ) as gopher_process:
-            assert list(threads(gopher_process.pid)) == [nothing_left(uid, gid)]
+            assert list(rights(gopher_process.pid)) == [no_rights(uid, gid)]
             mirror_one_request(host, production, shadow)
             report = gopher_process.stop()
         assert (kept.stat().st_uid, kept.stat().st_gid) == (uid, gid)
@@ -98,7 +74,7 @@ def test_metrics_are_served_from_a_port_that_needs_rights(host, production, shad
     ) as gopher_process:
         mirror_one_request(host, production, shadow)
         scraped = curl("http://127.0.0.1:81/metrics", namespace=host)
-        assert list(threads(gopher_process.pid)) == [nothing_left()]
+        assert list(rights(gopher_process.pid)) == [no_rights()]
     # Of the process itself, which after a change of users is no longer the owner of its files in /proc.
     assert "process_open_fds" in scraped
     assert "gopher_captured_bytes_total" in scraped
@@ -133,19 +109,19 @@ def test_relay_gives_up_root_before_it_loads_scripts(host):
             with host.connect(PRODUCTION) as client:
                 client.sendall(get(1))
                 receive_exactly(client, len(ANSWER))
-            found = list(threads(relay.pid))
+            found = list(rights(relay.pid))
             assert b"X-Uids: (65534, 65534, 65534) (65534, 65534, 65534)\r\n" in upstream.streams[0]
     # The script's function runs in a thread, which is kept for the next call.
     assert len(found) == 2
-    assert all(each == nothing_left() for each in found)
+    assert all(each == no_rights() for each in found)
 
 
 def test_net_raw_alone_suffices_and_is_given_up(host, production, shadow):
-    with GopherProcess(*CAPTURE, namespace=host, prefix=NET_RAW_ALONE, owner="nobody") as gopher_process:
-        [found] = threads(gopher_process.pid)
+    with GopherProcess(*CAPTURE, namespace=host, prefix=with_capability("net_raw"), owner="nobody") as gopher_process:
+        [found] = rights(gopher_process.pid)
         mirror_one_request(host, production, shadow)
     # Without CAP_SETPCAP the bounding set stays; with no_new_privs nothing comes from it.
-    assert {**found, "CapBnd": nothing_left()["CapBnd"]} == nothing_left()
+    assert found == no_rights(bounding=found["CapBnd"])
     assert_all_delivered(gopher_process.report)
 
 
@@ -163,15 +139,15 @@ def test_net_raw_of_an_interpreter_file_suffices_and_is_given_up(host, productio
         with GopherProcess(
             *CAPTURE, namespace=host, prefix=AS_NOBODY, owner="nobody", python=str(python)
         ) as gopher_process:
-            [found] = threads(gopher_process.pid)
+            [found] = rights(gopher_process.pid)
             mirror_one_request(host, production, shadow)
-    assert {**found, "CapBnd": nothing_left()["CapBnd"]} == nothing_left()
+    assert found == no_rights(bounding=found["CapBnd"])
     assert_all_delivered(gopher_process.report)
 
 
 def test_root_without_a_user_stays_root(host, production, shadow):
     with GopherProcess(*CAPTURE, namespace=host) as gopher_process:
-        [found] = threads(gopher_process.pid)
+        [found] = rights(gopher_process.pid)
     assert found["Uid"] == ["0"] * 4
     assert found["CapEff"] != ["0000000000000000"]
 
@@ -248,7 +224,7 @@ def test_user_that_cannot_be_is_refused(host, mode, user, error, hint):
 
 
 def test_only_root_can_change_users(host):
-    done = run_gopher(*CAPTURE, "--user", "daemon", namespace=host, prefix=NET_RAW_ALONE)
+    done = run_gopher(*CAPTURE, "--user", "daemon", namespace=host, prefix=with_capability("net_raw"))
     assert done.returncode == 2
     assert done.stderr == (
         "gopher: error: --user daemon: not permitted to change users: CAP_SETUID and CAP_SETGID missing\n"
