@@ -68,6 +68,7 @@ sanitize: .venv/installed
 	touch $@
 
 sdist: .venv/package
+	$(BIN)/python packaging/host_files.py packaging/generated
 	rm -f dist/*.tar.gz
 	$(BIN)/python -m build --sdist --outdir dist .
 
@@ -89,7 +90,7 @@ package: wheel check-dist
 	$(BIN)/python -m pytest -m package tests/packaging
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist packaging/generated *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find gopher -name '*.so' -delete
 
 # The virtual environment with gopher (editable) and the tools; renewed when the build or the Cython code changes.

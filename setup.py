@@ -87,4 +87,10 @@ modules = cythonize(extensions, compiler_directives=DIRECTIVES, build_dir="build
 settings_file.parent.mkdir(exist_ok=True)
 settings_file.write_text(settings)
 
-setup(ext_modules=modules)
+# The manual page and the completions, which packaging/host_files.py makes for the sdist; a checkout has none.
+generated = Path("packaging/generated")
+data_files = [
+    (str(path.parent.relative_to(generated)), [str(path)]) for path in sorted(generated.glob("**/*")) if path.is_file()
+]
+
+setup(ext_modules=modules, data_files=data_files)

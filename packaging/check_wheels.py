@@ -16,6 +16,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MAX_EXTENSION_BYTES = 1_000_000
 """Of all extensions together."""
+HOST_FILES = (
+    "share/man/man1/gopher.1",
+    "share/bash-completion/completions/gopher",
+    "share/zsh/site-functions/_gopher",
+    "share/fish/vendor_completions.d/gopher.fish",
+)
+"""What the wheel puts beside the package, below the environment."""
 NAME = re.compile(r"gopher_mirror-(?P<version>[^-]+)-(?P<python>cp3\d+)-(?P<abi>cp3\d+)-(?P<platforms>[^-]+)\.whl")
 
 
@@ -48,6 +55,7 @@ def problems(wheel: Path) -> list[str]:
     linux = "linux" in match["platforms"]
     libc = "musl" if "musllinux" in match["platforms"] else "gnu"
     files, modules = expected(linux=linux)
+    files |= {f"gopher_mirror-{match['version']}.data/data/{name}" for name in HOST_FILES}
     with zipfile.ZipFile(wheel) as archive:
         entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
         dist_info = f"gopher_mirror-{match['version']}.dist-info/"
