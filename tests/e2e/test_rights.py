@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gopher.privileges import way_to
 from tests.support.accounts import assert_all_delivered
 from tests.support.clients import curl, exchange, get, receive_exactly
 from tests.support.command import GopherProcess, assert_clean, run_gopher
@@ -190,6 +191,14 @@ CapabilityBoundingSet= of a service
 def test_refusal_to_capture_says_what_is_missing(host, restricted, said):
     done = run_gopher(*CAPTURE, namespace=host, prefix=(*AS_NOBODY, *restricted))
     assert (done.returncode, done.stderr) == (77, said)
+
+
+@pytest.mark.usefixtures("_stage_possible")
+def test_refusal_despite_the_right_says_so():
+    """As a security module would refuse; root has the right."""
+    reason, hint = way_to("CAP_NET_RAW")
+    assert reason == "CAP_NET_RAW is there, but something else forbids it"
+    assert "SELinux" in hint
 
 
 def test_refusal_to_listen_says_what_is_missing(host):
