@@ -13,8 +13,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -31,6 +29,8 @@ class ServiceManager:
         environment: has NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID, or not.
     """
 
+    VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         name = environment.get("NOTIFY_SOCKET", "")
         self._address = "\0" + name[1:] if name.startswith("@") else name
@@ -41,7 +41,9 @@ class ServiceManager:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         period = environment.get("WATCHDOG_USEC", "")
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        self._watchdog_s = int(period) / 1e6 if self._socket is not None and period.isdecimal() and mine else 0.0
+        watched = self._socket is not None and period.isdecimal() and mine
+        self.alive_every_s = int(period) / 1e6 / _PER_PERIOD if watched else 0.0
+        """How often to say `alive`; 0 if there is no watchdog."""
 
     def ready(self, status: str) -> None:
         """Everything is open; also after `reloading`. `status` is shown by `systemctl status`."""
@@ -61,10 +63,18 @@ class ServiceManager:
         To be started in the nursery whose tasks do the work: a loop that hangs in one of them says nothing, and the
         manager starts gopher again. Checkpoint: always.
         """
+        # Only here: a supervisor tells its manager the same without Trio.
+        import trio
+
         await trio.lowlevel.checkpoint()
-        while self._watchdog_s:
+        while self.alive_every_s:
+            self.alive()
+            await trio.sleep(self.alive_every_s)
+
+    def alive(self) -> None:
+        """The process does its work; due every `alive_every_s`. Nothing if there is no watchdog."""
+        if self.alive_every_s:
             self._send("WATCHDOG=1")
-            await trio.sleep(self._watchdog_s / _PER_PERIOD)
 
     def close(self) -> None:
         """May be called twice."""

@@ -32,6 +32,7 @@ SHARED: Final = {
     "mirror.max_connections",
     "run.report_path",
     "run.metrics_address",
+    "run.user",
     "run.duration_s",
     "run.drain_s",
     "run.verbosity",

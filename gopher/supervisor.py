@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gopher.errors import ConfigError
+from gopher.notify import ServiceManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,9 +87,10 @@ class _Supervisor:
 
     def supervise(self, mirrors: Mapping[str, MirrorPlan]) -> int:
         self._pid = os.getpid()
+        self._manager = ServiceManager()
         self._woken, self._waker = socket.socketpair()
         self._readable, self._writable = os.pipe()
-        with self._woken, self._waker:
+        with self._woken, self._waker, contextlib.closing(self._manager):
             self._waker.setblocking(False)
             signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
             for number in _WATCHED:
@@ -123,6 +125,9 @@ class _Supervisor:
             os.close(self._readable)
             self._woken.close()
             self._waker.close()
+            # The service manager listens to the supervisor alone.
+            for name in ServiceManager.VARIABLES:
+                os.environ.pop(name, None)
             die_with_parent(self._pid)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
             status = self._run(mirror, self._say_ready)
@@ -149,7 +154,8 @@ class _Supervisor:
 
     def _wait(self) -> None:
         woken = self._woken.fileno()
-        readable, _, _ = select.select([woken, self._readable], [], [])
+        readable, _, _ = select.select([woken, self._readable], [], [], self._manager.alive_every_s or None)
+        self._manager.alive()
         if self._readable in readable:
             data = os.read(self._readable, 64 * _PID.size)
             for (pid,) in _PID.iter_unpack(data):
@@ -165,10 +171,13 @@ class _Supervisor:
             self._started = True
             names = ", ".join(child.mirror.name for child in self._children.values())
             if names:
-                _say(f"{len(self._children)} mirrors are ready: {names}")
+                ready = f"{len(self._children)} mirrors are ready: {names}"
+                _say(ready)
+                self._manager.ready(ready)
         for number in numbers:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._stopping = True
+                self._manager.stopping()
                 self._pass_on(signal.SIGTERM)
             elif number == signal.SIGUSR1:
                 self._pass_on(number)

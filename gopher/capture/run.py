@@ -360,13 +360,17 @@ class _Run:
 
     async def _reload(self, wanted: CaptureConfig) -> tuple[str, list[str]]:
         """See `Control.reload_soon`."""
-        config, restart = reloaded(self._config, _at_captured_ports(wanted, self._config.source.ports), RELOADED)
-        addresses, own = await _resolve(config)
-        async with self._turn:
-            change = self._mirror.reload(config, addresses, own)
-        self._config = config
-        _allow_descriptors(config)
-        return summary(len(config.mirror.upstreams), *change.names), restart
+        self._manager.reloading()
+        try:
+            config, restart = reloaded(self._config, _at_captured_ports(wanted, self._config.source.ports), RELOADED)
+            addresses, own = await _resolve(config)
+            async with self._turn:
+                change = self._mirror.reload(config, addresses, own)
+            self._config = config
+            _allow_descriptors(config)
+            return summary(len(config.mirror.upstreams), *change.names), restart
+        finally:
+            self._manager.ready(self._ready_line())
 
     # -- words -----------------------------------------------------------------------------------------------------
 

@@ -262,16 +262,20 @@ class _Run:
 
     async def _reload(self, wanted: RelayConfig) -> tuple[str, list[str]]:
         """See `Control.reload_soon`."""
-        config, restart = reloaded(self._config, wanted, RELOADED)
-        addresses = [await resolve(upstream) for upstream in config.upstreams]
-        added, removed = self._framed.reload(config, addresses).names
-        self._transparent.reload(config, addresses[0])
-        first, before = config.upstreams[0], self._config.upstreams[0]
-        if first != before:
-            added, removed = [first.name, *added], [before.name, *removed]
-        self._config = config
-        _allow_descriptors(config)
-        return summary(len(config.upstreams), added, removed), restart
+        self._manager.reloading()
+        try:
+            config, restart = reloaded(self._config, wanted, RELOADED)
+            addresses = [await resolve(upstream) for upstream in config.upstreams]
+            added, removed = self._framed.reload(config, addresses).names
+            self._transparent.reload(config, addresses[0])
+            first, before = config.upstreams[0], self._config.upstreams[0]
+            if first != before:
+                added, removed = [first.name, *added], [before.name, *removed]
+            self._config = config
+            _allow_descriptors(config)
+            return summary(len(config.upstreams), added, removed), restart
+        finally:
+            self._manager.ready(self._ready_line())
 
     # -- words -----------------------------------------------------------------------------------------------------
 
