@@ -12,14 +12,17 @@ cdef enum:
 
 cdef class Budget:
     cdef readonly int64_t limit         # bytes
-    cdef readonly int64_t used          # bytes queued now
+    cdef readonly int64_t used          # bytes of memory that what is queued takes now
+
+    cpdef void charge(self, int64_t length) noexcept
 
 
 cdef class Ledger:
     cdef readonly Budget total          # shared by all upstreams
-    cdef readonly int64_t limit         # queued bytes for this upstream
+    cdef readonly int64_t limit         # bytes of memory for this upstream's queues
     cdef readonly int64_t connection_limit  # queued bytes for one connection
-    cdef readonly int64_t queued        # bytes queued now, the client's and others
+    cdef readonly int64_t queued        # bytes of memory that its queues take now
+    cdef readonly int open              # connections with a descriptor
     cdef public int64_t captured        # bytes of the client, as are the next three
     cdef public int64_t delivered
     cdef public int64_t pending
@@ -52,6 +55,7 @@ cdef class Connection:
     cdef Py_ssize_t _head               # bytes of _queue[0][0] that it has taken
     cdef readonly Py_ssize_t queued     # bytes, the client's and others
     cdef Py_ssize_t _pending            # the client's bytes among them
+    cdef Py_ssize_t _memory             # what _queue takes, bytes
     cdef readonly int64_t sent          # the client's bytes accepted by the socket on this connection
     cdef readonly int64_t answered      # bytes read
     cdef uint64_t _base                 # index of the first request on this connection
@@ -67,6 +71,7 @@ cdef class Connection:
 
     cdef int _watch(self, bint write)
     cdef void _append(self, bytes data, Py_ssize_t overhead, Py_ssize_t taken)
+    cdef void _count_memory(self, Py_ssize_t length) noexcept
     cdef void _wake_at(self, int length)
     cdef int _flush(self)
     cdef int _drain(self)

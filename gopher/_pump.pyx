@@ -50,6 +50,9 @@ cdef enum:
     # A connection that carries request after request is not worth a wake-up for each answer: the kernel reports it
     # when this much has come, or its end. 16 KiB saves little more and holds much more kernel memory in small packets.
     LAZY_BYTES = 4096
+    # What a queued run costs beside its bytes: the bytes object, a tuple and a time stamp. A client that sends byte by
+    # byte queues hundreds of them for each KiB.
+    RUN_BYTES = 160
 
 # What `serve` reports beside negative errno values.
 cdef enum:
@@ -103,6 +106,10 @@ cdef class Budget:
 
     def __init__(self, int64_t limit):
         self.limit = limit
+
+    cpdef void charge(self, int64_t length) noexcept:
+        """Count bytes that are held elsewhere; negative when they are let go."""
+        self.used += length
 
 
 cdef class Ledger:
@@ -276,6 +283,7 @@ cdef class Connection:
             return failure
         Py_INCREF(self)
         self._pump.open += 1
+        self.ledger.open += 1
         return 0
 
     def unaccepted(self):
@@ -306,6 +314,7 @@ cdef class Connection:
         self._fd = -1
         self._wants_write = self._connecting = self._registered = False
         self._pump.open -= 1
+        self.ledger.open -= 1
         Py_DECREF(self)
 
     def abandon(self, str reason not None, int64_t unaccepted=0):
@@ -316,8 +325,7 @@ cdef class Connection:
         """
         cdef int64_t length = self._pending
         self.ledger.pending -= length
-        self.ledger.queued -= self.queued
-        self.ledger.total.used -= self.queued
+        self._count_memory(-self._memory)
         self._queue.clear()
         self._head = 0
         self.queued = self._pending = 0
@@ -422,8 +430,13 @@ cdef class Connection:
         self.queued += length - taken
         self._pending += waiting
         self.ledger.pending += waiting
-        self.ledger.queued += length - taken
-        self.ledger.total.used += length - taken
+        self._count_memory(length + RUN_BYTES)
+
+    cdef void _count_memory(self, Py_ssize_t length) noexcept:
+        """Runs count whole until their last byte is sent, for until then they are there."""
+        self._memory += length
+        self.ledger.queued += length
+        self.ledger.total.used += length
 
     cdef int _watch(self, bint write):
         cdef epoll_event event
@@ -462,13 +475,12 @@ cdef class Connection:
             self._pending -= counted
             self.ledger.delivered += counted
             self.ledger.pending -= counted
-            self.ledger.queued -= taken
-            self.ledger.total.used -= taken
             if taken < length:
                 self._head += taken
             else:
                 self._queue.popleft()
                 self._head = 0
+                self._count_memory(-(PyBytes_GET_SIZE(data) + RUN_BYTES))
                 if overhead < PyBytes_GET_SIZE(data):
                     self.ledger._note_latency(captured_ns)
         return self._watch(False)

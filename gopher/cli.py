@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
 from gopher import __version__
 from gopher.config import (
     MIB,
+    MINIMUM_MEMORY_BYTES,
     CaptureConfig,
     MirrorConfig,
     OverlapPolicy,
@@ -187,6 +188,8 @@ def _capture(scope: Scope, given: dict[str, dict[str, Any]]) -> CaptureConfig:
         scope.missing("mirror.upstreams", "an upstream", "-u/--upstream", example=EXAMPLE)
     if "speed" in source and "read_path" not in source:
         scope.wrong("source.speed", " is for capture files only", hint="add --read FILE, or leave --speed out")
+    if "cpu_limit" in mirror and "read_path" in source:
+        scope.wrong("mirror.cpu_limit", " is for devices only", hint="a file can be read more slowly: --speed")
     if "read_path" in source and source["read_path"] == given["run"].get("write_path"):
         scope.wrong("run.write_path", f" {source['read_path']} would overwrite the file that --read reads")
     source["ports"] = tuple(dict.fromkeys(source.get("ports", ()))) or _PLACEHOLDER_PORTS
@@ -489,6 +492,23 @@ def _parser() -> argparse.ArgumentParser:
             help=f"bytes that may be queued {help_text}; past it, connections are shed",
         )
 
+    _add(
+        upstream,
+        "--max-rate",
+        to="mirror.max_bytes_per_s",
+        type=_size(minimum=1),
+        metavar="SIZE",
+        help="bytes per second for each upstream, like 10M; past it, connections are shed as a whole",
+    )
+    _add(
+        upstream,
+        "--max-connection-rate",
+        to="mirror.max_connections_per_s",
+        type=_count,
+        metavar="NUMBER",
+        help="connections per second for each upstream; those beyond are shed",
+    )
+
     relay = parser.add_argument_group("relay mode")
     _add(relay, "--listen", to="relay.listen_host", type=_address, metavar="ADDRESS", help="listen on this one only")
     _add(
@@ -588,6 +608,22 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds(positive=False),
         metavar="SECONDS",
         help="then go on delivering what is pending for at most this long",
+    )
+    _add(
+        run,
+        "--max-memory",
+        to="run.max_memory_bytes",
+        type=_size(minimum=MINIMUM_MEMORY_BYTES),
+        metavar="SIZE",
+        help="all that gopher may have resident, the ring included; past it, connections are shed",
+    )
+    _add(
+        run,
+        "--cpu-limit",
+        to="mirror.cpu_limit",
+        type=_percent,
+        metavar="PERCENT",
+        help="of one core, like 50%%; past it, gopher sheds connections; for devices only",
     )
     _add(run, "--report", to="run.report_path", metavar="FILE", help="write the accounts at exit, as JSON")
     _add(
@@ -839,6 +875,13 @@ def _ratio(text: str) -> float:
     if not 0 < ratio <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share: above 0% and at most 100%, like 10% or 0.1")
     return ratio
+
+
+def _percent(text: str) -> float:
+    percent = _number(text.removesuffix("%"))
+    if not 1 <= percent <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part of one core: 1% to 100%")
+    return percent / 100
 
 
 def _count(text: str) -> int:

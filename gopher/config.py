@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MIB",
+    "MINIMUM_MEMORY_BYTES",
     "CaptureConfig",
     "MirrorConfig",
     "ReassemblyConfig",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 MIB: Final = 1 << 20
+
+MINIMUM_MEMORY_BYTES: Final = 96 * MIB
+"""Of `--max-memory`: what gopher needs to be there (see `gopher.capture.memory`), and something to work with."""
 
 RING_BLOCK_BYTES: Final = 256 << 10
 """Of libpcap's ring."""
@@ -143,8 +147,21 @@ class MirrorConfig:
     total_memory_bytes: int = 256 * MIB
     max_connections: int = 10_000
     """Captured connections mirrored at once; one more is shed."""
+    max_bytes_per_s: int | None = None
+    """For each upstream, on average over more than a second; past it connections are shed as a whole."""
+    max_connections_per_s: int | None = None
+    """For each upstream; those beyond are shed."""
     sample_ratio: float = 1.0
     """Share of client addresses that are mirrored, above 0 and up to 1."""
+
+    cpu_limit: float | None = None
+    """CPU time per time that gopher may use, 1.0 for one core; past it connections are shed as a whole."""
+    lowered: frozenset[str] = frozenset()
+    """Bounds that `max_memory_bytes` has lowered: what is over one of these is shed for `max_memory`."""
+
+    def reason(self, bound: str) -> str:
+        """What a connection over this bound is shed for."""
+        return "max_memory" if bound in self.lowered else bound
 
     def __post_init__(self) -> None:
         _require(bool(self.upstreams), "upstream", "given at least once")
@@ -171,6 +188,8 @@ class CaptureConfig:
     """Address and port for Prometheus to scrape."""
     user: str | None = None
     """`NAME[:GROUP]` to become once everything that needs rights is open."""
+    max_memory_bytes: int | None = None
+    """All that the process may have resident; lowers the bounds above, see `gopher.capture.memory`."""
     duration_s: float | None = None
     """Stop taking in after this long."""
     drain_s: float = 5.0

@@ -7,7 +7,6 @@ burst that the kernel's ring can hold is not shed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from datetime import datetime, timezone
@@ -27,12 +26,13 @@ from gopher._fastpath import (
     StreamGap,
 )
 from gopher._pump import Budget
+from gopher.capture.governor import CpuGovernor, Places, place_of
 from gopher.observe.accounts import AccountsReport
 from gopher.pump import PumpTask
 from gopher.upstreams.directory import DirectoryUpstream
 from gopher.upstreams.relay import FramedCopy, RelayUpstream
 from gopher.upstreams.roster import Roster
-from gopher.upstreams.stream import MirroredStream
+from gopher.upstreams.stream import MirroredStream, ShedStreams
 from gopher.upstreams.tcp import Address, TcpUpstream
 from gopher.upstreams.upstream import StreamCopy, Upstream
 
@@ -148,6 +148,8 @@ class Mirror:
         self._framed: bool
         self._can_wait = can_wait
         self._patience: dict[Upstream, Patience] = {}
+        self._governor = None if config.mirror.cpu_limit is None else CpuGovernor(config.mirror.cpu_limit)
+        self._places = Places(config.mirror.sample_ratio)
         self._look_at_upstreams()
         self._open: set[MirroredStream] = set()
         self._received_bytes = 0
@@ -168,6 +170,9 @@ class Mirror:
         stall_s = self.FILE_STALL_S if self._can_wait else self.LIVE_STALL_S
         for upstream in self._roster.active:
             self._patience.setdefault(upstream, Patience(credit_s, stall_s))
+        # Streams that are being shed go on being counted for the upstreams that were there when they began.
+        self._too_many = ShedStreams(self.config.mirror.reason("max_connections"), self._roster.active)
+        self._too_busy = ShedStreams("cpu_limit", self._roster.active)
 
     def _upstream(self, config: UpstreamConfig, addresses: list[Address]) -> Upstream:
         limits, total, pump = self.config.mirror, self._total, self.pump_task.pump
@@ -274,16 +279,24 @@ class Mirror:
         if ratio >= 1:
             return True
         # By client address, so that all connections of a client are in or out, on every gopher alike.
-        digest = hashlib.blake2b(flow.client[0].encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < ratio * 2**64
+        return place_of(flow.client[0]) < ratio
 
-    def _open_stream(self, flow: Flow) -> MirroredStream:
-        given_up = "max_connections" if len(self._open) >= self.config.mirror.max_connections else None
-        copies = [upstream.copy(flow, given_up) for upstream in self._roster.active]
-        stream = MirroredStream(copies, midway=not flow.began_with_syn)
+    def _open_stream(self, flow: Flow) -> MirroredStream | ShedStreams:
+        self._streams += 1
+        place = 0.0 if self._governor is None else self._places.place(flow)
+        shed = None
+        if len(self._open) >= self.config.mirror.max_connections:
+            shed = self._too_many
+        elif self._governor is not None and place >= self._governor.share:
+            shed = self._too_busy
+        if shed is not None:
+            shed.begin()
+            flow.context = shed
+            return shed
+        copies = [upstream.copy(flow) for upstream in self._roster.active]
+        stream = MirroredStream(copies, midway=not flow.began_with_syn, place=place)
         flow.context = stream
         self._open.add(stream)
-        self._streams += 1
         return stream
 
     def _framed_copies(self, flow: Flow) -> list[FramedCopy]:
@@ -327,28 +340,43 @@ class Mirror:
         connection = copy.connection
         if connection is None:
             return True
+        ledger = copy.upstream.ledger
         progress_at_s = now_s = trio.current_time()
-        queued = connection.queued
         # Down to half, so that the next run does not wait again at once.
-        room = self.config.mirror.connection_memory_bytes // 2
-        while copy.connection is connection and connection.queued > room:
+        room = ledger.connection_limit // 2
+
+        def waiting() -> int:
+            """What has to become less: its own queue, or all those that share the bound; 0 if there is room."""
+            if connection.queued > room:
+                return connection.queued
+            if ledger.queued > ledger.limit or ledger.total.used > ledger.total.limit:
+                return min(connection.queued, 1) * ledger.queued
+            return 0
+
+        queued = waiting()
+        while copy.connection is connection and queued:
             if self.hurry or not patience.permits(now_s, progress_at_s):
                 return False
             await self.pump_task.wait_served(self.WAIT_SLICE_S)
             before_s, now_s = now_s, trio.current_time()
             patience.spend(now_s - before_s)
-            if connection.queued != queued:
-                queued = connection.queued
+            before, queued = queued, waiting()
+            if queued != before:
                 progress_at_s = now_s
         return True
 
     # -- time and end ----------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Apply the upstreams' time-outs."""
+        """Apply the upstreams' time-outs and the CPU limit."""
         now_s = time.monotonic()
         for upstream in self._roster.known:
             upstream.tick(now_s)
+        governor = self._governor
+        if governor is not None and governor.update(now_s, time.process_time()):
+            for stream in self._open:
+                if stream.place >= governor.share:
+                    stream.shed("cpu_limit")
 
     def stop(self, *, cut: bool) -> None:
         """Intake is over: end every stream that is still open.

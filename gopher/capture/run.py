@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gopher.capture.memory import within_memory
 from gopher.capture.mirror import Mirror
 from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.source import FileSource, open_source
@@ -78,6 +79,7 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
     Raises:
         GopherError: something the user or the administrator has to mend.
     """
+    config = within_memory(config)
     prepare()
     user = find_user(config.user)
     addresses, own = await _resolve(config)

@@ -304,7 +304,7 @@ CAPTURE_METRICS: Final = (
         _each("connections.ignored_by_reason"),
         ("reason",),
     ),
-    Metric("gopher_connections_open", "gauge", "Client connections open now.", _one("connections.open")),
+    Metric("gopher_connections_open", "gauge", "Client connections mirrored and open now.", _one("connections.open")),
     Metric(
         "gopher_captured_bytes_total",
         "counter",

@@ -321,7 +321,11 @@ class Framed:
 
 
 def _limits(config: RelayConfig) -> MirrorConfig:
-    return MirrorConfig(upstreams=config.upstreams, connect_timeout_s=config.connect_timeout_s)
+    return MirrorConfig(
+        upstreams=config.upstreams,
+        connect_timeout_s=config.connect_timeout_s,
+        max_connections=config.max_connections,
+    )
 
 
 def _no_decision(channel: Channel, outcome: int) -> None:

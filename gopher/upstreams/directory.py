@@ -45,9 +45,9 @@ class DirectoryUpstream(Upstream):
                 f"upstream {config.name}: the directory is not writable", hint="name one you may write to"
             )
 
-    def copy(self, flow: Flow, given_up: str | None) -> StreamCopy:
+    def copy(self, flow: Flow) -> StreamCopy:
         """See `Upstream.copy`."""
-        return StreamCopy(self, "{}.{}-{}.{}".format(*flow.client, *flow.server), given_up)
+        return StreamCopy(self, "{}.{}-{}.{}".format(*flow.client, *flow.server))
 
     def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
         """See `Upstream.connect`."""

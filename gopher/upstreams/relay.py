@@ -80,9 +80,9 @@ class RelayUpstream(TcpUpstream):
         """Of the captured event that is being handled; set by whoever hands it on."""
         self._capture_id = capture_id
 
-    def copy(self, flow: Flow, given_up: str | None) -> StreamCopy:
+    def copy(self, flow: Flow) -> StreamCopy:
         """See `Upstream.copy`."""
-        return (FramedCopy if self.framed else LinkCopy)(self, flow, given_up)
+        return (FramedCopy if self.framed else LinkCopy)(self, flow)
 
     def _open(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Connection:
         assert isinstance(copy, LinkCopy)
@@ -100,8 +100,8 @@ class LinkCopy(StreamCopy):
 
     __slots__ = ("flow",)
 
-    def __init__(self, upstream: RelayUpstream, flow: Flow, given_up: str | None) -> None:
-        super().__init__(upstream, "", given_up, flow.server_port)
+    def __init__(self, upstream: RelayUpstream, flow: Flow) -> None:
+        super().__init__(upstream, "", flow.server_port)
         self.flow = flow
 
 

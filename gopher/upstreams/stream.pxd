@@ -9,11 +9,14 @@ cdef class MirroredStream:
     cdef readonly bint midway
     cdef readonly bint joined
     cdef readonly RequestFramer requests
+    cdef readonly double place
     cdef str _joining
+    cdef bint _shed
     cdef bytes _held
 
     cpdef list write(self, data)
     cdef _join(self, bytes data, str reason)
+    cdef _hold(self, bytes data)
     cdef _skip(self, str reason, Py_ssize_t length)
     cpdef finish(self)
     cpdef reset(self)

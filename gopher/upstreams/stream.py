@@ -12,10 +12,13 @@ from gopher.http.framing import RequestFramer, find_request, request_may_start
 from gopher.upstreams.relay import FramedCopy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gopher._pump import Budget
     from gopher._runs import ByteRun
     from gopher.upstreams.upstream import StreamCopy, Upstream
 
-__all__ = ["HEAD_LIMIT_BYTES", "MirroredStream"]
+__all__ = ["HEAD_LIMIT_BYTES", "MirroredStream", "ShedStreams"]
 
 # A request head longer than this is not waited for when a connection is joined; servers refuse such heads (nginx:
 # 32 KiB, Apache httpd: 8 KiB a line).
@@ -25,10 +28,14 @@ HEAD_LIMIT_BYTES: Final = 65_536
 class MirroredStream:
     """The client's direction of one captured flow, on its way to all upstreams."""
 
-    __slots__ = ("_held", "_joining", "copies", "framed", "joined", "midway", "requests")
+    __slots__ = ("_held", "_joining", "_shed", "copies", "framed", "joined", "midway", "place", "requests")
 
-    def __init__(self, copies: list[StreamCopy], *, midway: bool) -> None:
+    def __init__(self, copies: list[StreamCopy], *, midway: bool, place: float = 0.0) -> None:
         self.copies = copies
+        self.place = place
+        """The caller's: where it comes among all, see `gopher.capture.governor`."""
+        self._shed = False
+        """Nothing more is passed on, for the reason in `_joining`."""
         self.framed = [copy for copy in copies if isinstance(copy, FramedCopy)]
         """Those that last until the connection is over in both directions."""
         self.midway = midway
@@ -68,20 +75,31 @@ class MirroredStream:
         return full
 
     def _join(self, data: bytes, reason: str) -> bytes:
+        if self._shed:
+            self._skip(reason, len(data))
+            return b""
         held = self._held + data
         start = find_request(held)
         if start >= 0:
             self._joining = None
-            self._held = b""
+            self._hold(b"")
             self.joined = True
             self._skip(reason, start)
             return held[start:]
         keep_from = request_may_start(held)
-        if len(held) - keep_from > HEAD_LIMIT_BYTES:
+        if len(held) - keep_from > HEAD_LIMIT_BYTES or self._memory.used > self._memory.limit:
             keep_from = len(held)
         self._skip(reason, keep_from)
-        self._held = held[keep_from:]
+        self._hold(held[keep_from:])
         return b""
+
+    @property
+    def _memory(self) -> Budget:
+        return self.copies[0].upstream.ledger.total
+
+    def _hold(self, data: bytes) -> None:
+        self._memory.charge(len(data) - len(self._held))
+        self._held = data
 
     def _skip(self, reason: str, length: int) -> None:
         if length:
@@ -92,7 +110,7 @@ class MirroredStream:
         """`length` bytes are missing here: nothing is spliced over them."""
         if self._joining is not None:
             self._skip(self._joining, len(self._held))
-            self._held = b""
+            self._hold(b"")
             for framed in self.framed:
                 framed.tell_gap(length)
             return
@@ -108,8 +126,8 @@ class MirroredStream:
 
     @property
     def within_request(self) -> bool:
-        """Whether the stream stands in the middle of a request."""
-        return not self.requests.opaque and self.requests.in_message
+        """Whether the stream stands in the middle of a request that is passed on."""
+        return not self._shed and not self.requests.opaque and self.requests.in_message
 
     def finish(self) -> None:
         """The client sent FIN, or nothing more is known of it."""
@@ -141,6 +159,14 @@ class MirroredStream:
                 self.framed.remove(copy)
                 copy.close(reset=False)
 
+    def shed(self, reason: str) -> None:
+        """Give the stream up as a whole, for all upstreams, with what may still come of it."""
+        self._drop_held()
+        self._joining = reason
+        self._shed = True
+        for copy in self.copies:
+            copy.give_up(reason)
+
     def close(self, *, reset: bool = False) -> None:
         """The connection is over, in both directions, or not looked at any more. After one of the three above."""
         for copy in self.framed:
@@ -149,4 +175,33 @@ class MirroredStream:
     def _drop_held(self) -> None:
         if self._joining is not None:
             self._skip(self._joining, len(self._held))
-            self._held = b""
+            self._hold(b"")
+
+
+class ShedStreams:
+    """Stands for all streams that are shed from their first byte on for one reason: they cost a counter each.
+
+    Args:
+        reason: why.
+        upstreams: those that do not get them.
+    """
+
+    __slots__ = ("_reason", "_upstreams")
+
+    def __init__(self, reason: str, upstreams: Sequence[Upstream]) -> None:
+        self._reason = reason
+        self._upstreams = upstreams
+
+    def begin(self) -> None:
+        """One more stream."""
+        for upstream in self._upstreams:
+            upstream.turn_away(self._reason)
+
+    def write(self, data: bytes) -> None:
+        """The next bytes of one of them."""
+        for upstream in self._upstreams:
+            upstream.ledger.captured += len(data)
+            upstream.ledger.add_shed(self._reason, len(data))
+
+    def gap(self, length: int) -> None:
+        """Bytes that were not captured are in no account."""

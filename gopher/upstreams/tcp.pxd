@@ -25,7 +25,6 @@ cdef class TcpUpstream(Upstream):
     cdef readonly list addresses
     cdef readonly Backoff backoff
     cdef readonly Pump _pump
-    cdef object _clock
     cdef double _connect_timeout_s
     cdef double _linger_s
     cdef int _preferred

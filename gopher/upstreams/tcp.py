@@ -150,11 +150,10 @@ class TcpUpstream(Upstream):
         pump: Pump,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(config, limits, total)
+        super().__init__(config, limits, total, clock)
         self.addresses = addresses
         self.backoff = Backoff()
         self._pump = pump
-        self._clock = clock
         self._connect_timeout_s = limits.connect_timeout_s
         self._linger_s = limits.linger_s
         self._preferred = 0
@@ -166,7 +165,7 @@ class TcpUpstream(Upstream):
 
     def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
         """See `Upstream.connect`."""
-        now_s = self._clock()
+        now_s = self.clock()
         self._notice_recovery()
         if not self.backoff.permits(now_s):
             assert self.backoff.reason is not None
@@ -207,7 +206,7 @@ class TcpUpstream(Upstream):
         return reason
 
     def _failed(self, reason: str) -> None:
-        self.backoff.failed(self._clock(), reason)
+        self.backoff.failed(self.clock(), reason)
         self._signs_of_life = (self.ledger.established, self.ledger.responses)
 
     def _notice_recovery(self) -> None:
@@ -249,7 +248,7 @@ class TcpUpstream(Upstream):
         connection.hang_up(True)
         if connection.attempts_left:
             self._preferred = (self._preferred + 1) % len(self.addresses)
-            failure = self._dial(connection, self._clock())
+            failure = self._dial(connection, self.clock())
             if failure == 0:
                 return
         copy.lost(connection, self._dial_failed(failure))
@@ -264,7 +263,7 @@ class TcpUpstream(Upstream):
         else:
             while self._lingering and self._lingering[0][1].closed:
                 self._lingering.popleft()
-            self._lingering.append((self._clock() + self._linger_s, connection))
+            self._lingering.append((self.clock() + self._linger_s, connection))
 
     def reload(self, limits: MirrorConfig, addresses: list[Address]) -> None:
         """See `Upstream.reload`. Behind a connection with a longer time-out, one with a shorter waits for it."""

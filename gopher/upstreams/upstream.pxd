@@ -7,6 +7,9 @@ from gopher._pump cimport Ledger
 
 cdef class Upstream:
     cdef readonly object config
+    cdef readonly object clock
+    cdef readonly object rate
+    cdef object _limits
     cdef readonly Ledger ledger
     cdef readonly int64_t connections_captured
     cdef readonly int64_t connections_delivered

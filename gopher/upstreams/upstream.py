@@ -13,12 +13,16 @@ What it keeps true:
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gopher._pump import LATENCY_BOUNDS_NS, OVER_CONNECTION, OVER_TOTAL, OVER_UPSTREAM, Ledger
 from gopher.observe.accounts import ConnectionAccount, LatencyAccount, LatencyBucket, UpstreamAccount
+from gopher.upstreams.rate import RateLimit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gopher._fastpath import Flow
     from gopher._pump import Budget
     from gopher._runs import ByteRun
@@ -70,16 +74,16 @@ class StreamCopy:
 
     __slots__ = ("_ended", "_given_up", "_parts", "_reason", "_shed_first", "connection", "name", "port", "upstream")
 
-    def __init__(self, upstream: Upstream, name: str, given_up: str | None = None, port: int = 0) -> None:
+    def __init__(self, upstream: Upstream, name: str, port: int = 0) -> None:
         self.upstream = upstream
         self.name = name
         """For people and file names, where anything is named after the stream."""
         self.port = port
         """The server's, where an upstream has no port of its own."""
         self.connection: Outlet | None = None
-        self._reason: str | None = given_up
+        self._reason: str | None = None
         """Why bytes are being shed until the next request; None before the first connection."""
-        self._given_up = given_up is not None
+        self._given_up = False
         self._shed_first: str | None = None
         self._parts = 0
         """Connections of this copy that are still open; more than one while an old one waits for its answers."""
@@ -117,11 +121,16 @@ class StreamCopy:
                 assert self._reason is not None
                 self.shed(self._reason, len(data))
                 return None
+        rate = self.upstream.rate
+        if rate is not None and not rate.passes(len(data), self.upstream.clock()):
+            self.give_up("max_rate")
+            self.shed("max_rate", len(data))
+            return None
         outcome = connection.write(data)
         if outcome == 0:
             return None
         if outcome > 0:
-            return _OVER_REASONS[outcome]
+            return self.upstream.over(outcome)
         self.upstream.outcome(connection, outcome)
         return None
 
@@ -142,12 +151,18 @@ class StreamCopy:
         self.shed(reason, length)
 
     def _connect(self, base: int, requests: RequestFramer) -> Outlet | None:
-        connection = self.upstream.connect(self, base, requests)
+        refusal = self.upstream.refusal()
+        if refusal is not None and not self.rejoining:
+            # A connection that begins: it is not there at all, rather than from some later request on.
+            self._given_up = True
+        connection = refusal or self.upstream.connect(self, base, requests)
         if isinstance(connection, str):
             self._reason = connection
             self.note_shed(connection)
             return None
         self.connection = connection
+        if self.upstream.rate is not None:
+            self.upstream.rate.opened()
         self._parts += 1
         return connection
 
@@ -244,10 +259,30 @@ class StreamCopy:
 
 
 class Upstream:
-    """What TCP and directory upstreams share: the account. What raises `NotImplementedError` is theirs to define."""
+    """What TCP and directory upstreams share: the account, and what they may get.
 
-    def __init__(self, config: UpstreamConfig, limits: MirrorConfig, total: Budget) -> None:
+    What raises `NotImplementedError` is theirs to define.
+
+    Args:
+        config: where it is.
+        limits: what it may cost.
+        total: the bound on what all upstreams queue.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        config: UpstreamConfig,
+        limits: MirrorConfig,
+        total: Budget,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.config = config
+        self.clock = clock
+        self._limits = limits
+        self.rate: RateLimit | None = None
+        if limits.max_bytes_per_s is not None or limits.max_connections_per_s is not None:
+            self.rate = RateLimit(limits.max_bytes_per_s, limits.max_connections_per_s)
         self.ledger = Ledger(total, limits.upstream_memory_bytes, limits.connection_memory_bytes)
         self.connections_captured = 0
         self.connections_delivered = 0
@@ -259,9 +294,19 @@ class Upstream:
         """Since the start; see `UpstreamAccount`."""
         self.removed_s: float | None = None
 
-    def copy(self, flow: Flow, given_up: str | None) -> StreamCopy:
+    def copy(self, flow: Flow) -> StreamCopy:
         """What this upstream gets of a flow that begins; see `StreamCopy`."""
-        return StreamCopy(self, "", given_up, flow.server_port)
+        return StreamCopy(self, "", flow.server_port)
+
+    def refusal(self) -> str | None:
+        """Why no connection may be opened now; None if one may."""
+        if self.ledger.open >= self._limits.max_connections:
+            return self._limits.reason("max_connections")
+        return None if self.rate is None or self.rate.admits(self.clock()) else "max_rate"
+
+    def over(self, outcome: int) -> str:
+        """The reason to shed a connection for that is over a memory bound."""
+        return self._limits.reason(_OVER_REASONS[outcome])
 
     def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
         """A new connection for `copy`, or the reason why there is none."""
@@ -294,6 +339,11 @@ class Upstream:
             self.connections_delivered += 1
         else:
             self.connections_shed[shed_reason] = self.connections_shed.get(shed_reason, 0) + 1
+
+    def turn_away(self, reason: str) -> None:
+        """One captured connection is shed from its first byte on."""
+        self.connections_captured += 1
+        self.connections_shed[reason] = self.connections_shed.get(reason, 0) + 1
 
     def account(self) -> UpstreamAccount:
         """A snapshot."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -158,6 +159,11 @@ class GopherProcess:
         status = Path(f"/proc/{self.pid}/status").read_text()
         [kib] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
         return int(kib) / 1024
+
+    def cpu_s(self) -> float:
+        """CPU time used so far (proc_pid_stat(5), utime and stime)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> dict[str, Any]:
         """SIGTERM, then `wait`."""

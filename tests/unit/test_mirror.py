@@ -14,7 +14,7 @@ from gopher.capture.mirror import Mirror, Patience
 from gopher.capture.source import SourceStatistics
 from gopher.config import CaptureConfig, MirrorConfig, SourceConfig, UpstreamConfig
 from gopher.upstreams.directory import DirectoryUpstream
-from gopher.upstreams.stream import HEAD_LIMIT_BYTES, MirroredStream
+from gopher.upstreams.stream import HEAD_LIMIT_BYTES, MirroredStream, ShedStreams
 from gopher.upstreams.upstream import StreamCopy
 from tests.support.packets import LINKTYPE_ETHERNET, Conversation
 
@@ -75,6 +75,62 @@ def test_stream_joined_midway_holds_a_bounded_head(tmp_path: Path) -> None:
         stage.stream.write(b"x" * 1000)
         assert stage.stream.held_bytes <= HEAD_LIMIT_BYTES
     assert stage.stream.held_bytes == 0
+
+
+def test_held_heads_count_as_memory_and_are_not_held_when_there_is_none(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, midway=True)
+    total = stage.upstream.ledger.total
+    head = b"GET / HTTP/1.1\r\nX: "
+    stage.stream.write(head)
+    assert total.used == stage.stream.held_bytes == len(head)
+    stage.stream.write(b"a\r\n\r\n")
+    assert total.used == 0
+    full = Stage(tmp_path / "full", midway=True)
+    full.stream.copies[0].upstream.ledger.total.charge((1 << 20) + 1)
+    full.stream.write(head)
+    assert full.stream.held_bytes == 0
+    assert full.upstream.ledger.shed == {"joined": len(head)}
+
+
+def test_stream_that_is_shed_is_shed_as_a_whole_with_all_that_comes(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.stream.write(REQUEST + b"GET /half")
+    stage.stream.shed("cpu_limit")
+    assert not stage.stream.within_request
+    stage.stream.write(b" HTTP/1.1\r\n\r\n" + REQUEST)
+    stage.stream.gap(7)
+    stage.stream.write(REQUEST)
+    stage.stream.finish()
+    account = stage.upstream.account()
+    assert account.shed == {"cpu_limit": account.captured_bytes}
+    assert account.captured_bytes == 3 * len(REQUEST) + len(b"GET /half HTTP/1.1\r\n\r\n")
+    assert account.connections.shed_by_reason == {"cpu_limit": 1}
+    assert account.connections.pending == 0
+
+
+def test_stream_that_is_joined_midway_is_shed_with_what_it_held(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, midway=True)
+    stage.stream.write(b"GET / HT")
+    stage.stream.shed("cpu_limit")
+    stage.stream.finish()
+    assert stage.upstream.ledger.shed == {"joined": 8}
+    assert stage.upstream.ledger.total.used == 0
+
+
+def test_streams_that_are_shed_from_the_start_are_in_every_account(tmp_path: Path) -> None:
+    first, second = Stage(tmp_path / "1").upstream, Stage(tmp_path / "2").upstream
+    captured = [upstream.account().connections.captured for upstream in (first, second)]
+    streams = ShedStreams("max_memory", [first, second])
+    for _ in range(2):
+        streams.begin()
+        streams.write(REQUEST)
+        streams.gap(7)
+    for upstream, before in zip((first, second), captured, strict=True):
+        account = upstream.account()
+        assert account.shed == {"max_memory": 2 * len(REQUEST)}
+        assert account.captured_bytes == 2 * len(REQUEST)
+        assert account.connections.captured == before + 2
+        assert account.connections.shed_by_reason == {"max_memory": 2}
 
 
 def test_gap_between_requests_starts_a_new_connection_at_the_next_request(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 DEADLINE_S = 10
+RUN_BYTES = 160
+"""What a queued run costs beside its bytes: RUN_BYTES of _pump.pyx."""
 
 
 class Stage:
@@ -76,7 +78,10 @@ class Stage:
     def check_law(self) -> None:
         ledger = self.ledger
         assert ledger.captured == ledger.delivered + sum(ledger.shed.values()) + ledger.pending
-        assert ledger.total.used == ledger.pending == self.connection.queued
+        assert ledger.pending == self.connection.queued
+        # Memory: whole runs and what keeps them, and nothing when nothing waits.
+        assert ledger.total.used == ledger.queued
+        assert (ledger.queued > ledger.pending) if ledger.pending else ledger.queued == 0
 
     def close(self) -> None:
         self.connection.hang_up(True)
@@ -276,8 +281,8 @@ def test_hang_up_hard_resets_and_unaccepted_counts_what_the_peer_did_not_take(st
     ("limits", "over"),
     [
         ({"limit": 1000}, OVER_CONNECTION),
-        ({"upstream_limit": 1000}, OVER_UPSTREAM),
-        ({"total": 1000}, OVER_TOTAL),
+        ({"upstream_limit": 1000 + RUN_BYTES}, OVER_UPSTREAM),
+        ({"total": 1000 + RUN_BYTES}, OVER_TOTAL),
     ],
 )
 def test_write_past_a_bound_queues_and_says_which(limits: dict[str, int], over: int) -> None:
@@ -287,6 +292,18 @@ def test_write_past_a_bound_queues_and_says_which(limits: dict[str, int], over: 
     assert stage.connection.queued == 1001
     stage.check_law()
     assert stage.connection.abandon("connection_memory") == 1001
+    stage.check_law()
+    stage.close()
+
+
+def test_runs_of_a_byte_are_bounded_by_the_memory_they_take() -> None:
+    stage = Stage(total=100_000)
+    outcomes = [stage.write(b"x") for _ in range(1000)]
+    fitting = outcomes.index(OVER_TOTAL)
+    assert outcomes == [0] * fitting + [OVER_TOTAL] * (1000 - fitting)
+    assert fitting == 100_000 // (1 + RUN_BYTES)
+    stage.check_law()
+    stage.connection.abandon("total_memory")
     stage.check_law()
     stage.close()
 

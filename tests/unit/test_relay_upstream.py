@@ -92,7 +92,7 @@ class Stage:
         )
         self.upstream.time_ns = 77
         self.flow = opened_flow(midway=midway)
-        self.copy = self.upstream.copy(self.flow, None)
+        self.copy = self.upstream.copy(self.flow)
         self.stream = MirroredStream([self.copy], midway=midway)
 
     def accept(self):

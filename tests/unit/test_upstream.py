@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -76,7 +76,7 @@ def test_backoff_after_success_forgets() -> None:
 class Stage:
     """A TCP upstream that dials a listener on loopback, with a clock set by hand."""
 
-    def __init__(self, *, connection_memory_bytes: int = 1 << 20) -> None:
+    def __init__(self, *, connection_memory_bytes: int = 1 << 20, **bounds: Any) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.settimeout(DEADLINE_S)
         self.port = self.listener.getsockname()[1]
@@ -84,7 +84,7 @@ class Stage:
         self.now_s = 100.0
         self.peers: list[socket.socket] = []
         config = UpstreamConfig(name="shadow", host="127.0.0.1", port=self.port)
-        limits = MirrorConfig(upstreams=(config,), connection_memory_bytes=connection_memory_bytes)
+        limits = MirrorConfig(upstreams=(config,), connection_memory_bytes=connection_memory_bytes, **bounds)
         self.upstream = TcpUpstream(
             config,
             limits,
@@ -355,6 +355,86 @@ def test_memory_bound_is_reported_and_giving_up_sheds_the_connection_as_a_whole(
     account = stage.upstream.account()
     assert account.shed == {"connection_memory": total + len(REQUEST)}
     assert account.delivered_bytes == 0
+    stage.check_law()
+    stage.close()
+
+
+# -- rates and numbers -------------------------------------------------------------------------------------------------
+
+
+def test_connection_beyond_the_rate_is_not_there_at_all() -> None:
+    stage = Stage(max_connections_per_s=1)
+    first, requests = stage.copy()
+    write(first, requests, REQUEST)
+    second, its_requests = stage.copy()
+    write(second, its_requests, REQUEST)
+    # Not from a later request on either, when there would be room.
+    stage.now_s += 60
+    write(second, its_requests, REQUEST)
+    second.finish()
+    account = stage.upstream.account()
+    assert account.dials == 1
+    assert account.shed == {"max_rate": 2 * len(REQUEST)}
+    assert account.connections.shed_by_reason == {"max_rate": 1}
+    stage.check_law()
+    stage.close()
+
+
+def test_connection_that_has_to_be_made_anew_waits_for_its_turn_and_begins_with_a_request() -> None:
+    stage = Stage(max_connections_per_s=1)
+    copy, requests = stage.copy()
+    write(copy, requests, REQUEST)
+    copy.interrupt("gap", whole=False, length=7)
+    requests = RequestFramer()
+    write(copy, requests, REQUEST + b"GET /half")
+    stage.now_s += 60
+    write(copy, requests, b" HTTP/1.1\r\n\r\n")
+    write(copy, requests, REQUEST)
+    assert stage.accept().recv(1000) in (b"", REQUEST)
+    second = stage.accept()
+    assert second.recv(1000) == REQUEST
+    account = stage.upstream.account()
+    assert account.shed == {"gap": len(REQUEST), "max_rate": len(REQUEST) + len(b"GET /half HTTP/1.1\r\n\r\n")}
+    stage.check_law()
+    stage.close()
+
+
+def test_long_connection_over_the_byte_rate_is_reset_and_counts_nothing_as_delivered() -> None:
+    stage = Stage(max_bytes_per_s=4 * len(REQUEST))
+    copy, requests = stage.copy()
+    sent = 0
+    while copy.connection is not None or sent == 0:
+        write(copy, requests, REQUEST)
+        sent += 1
+    # A full bucket, and a second's worth of debt.
+    assert sent == 4 + 4 + 1
+    peer = stage.accept()
+    assert read_all(peer)[1]
+    write(copy, requests, REQUEST)
+    copy.finish()
+    account = stage.upstream.account()
+    assert account.shed == {"max_rate": 10 * len(REQUEST)}
+    assert account.delivered_bytes == 0
+    stage.check_law()
+    stage.close()
+
+
+def test_connections_that_linger_count_against_the_bound() -> None:
+    stage = Stage(max_connections=1)
+    first, requests = stage.copy()
+    write(first, requests, REQUEST)
+    first.finish()
+    assert stage.upstream.ledger.open == 1
+    second, its_requests = stage.copy()
+    write(second, its_requests, REQUEST)
+    second.finish()
+    assert stage.upstream.account().connections.shed_by_reason == {"max_connections": 1}
+    stage.accept().sendall(ANSWER)
+    while stage.upstream.ledger.open:
+        stage.serve()
+    third, its_requests = stage.copy()
+    write(third, its_requests, REQUEST)
+    assert stage.upstream.dials == 2
     stage.check_law()
     stage.close()
 

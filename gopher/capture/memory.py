@@ -1,0 +1,94 @@
+"""`--max-memory`: the bounds of the parts, made from one bound on the whole. Sans-I/O.
+
+What can grow has a bound of its own anyway, and at each it is decided what is shed. So nothing watches the process;
+instead its bounds are lowered until they fit together. That keeps the limit at any time, whereas memory that was let go
+of does not always go back to the system, and a watchman would shed for ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from gopher.config import MIB, MINIMUM_MEMORY_BYTES, RING_BLOCK_BYTES
+from gopher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gopher.config import CaptureConfig
+
+__all__ = ["FIXED_BYTES", "within_memory"]
+
+FIXED_BYTES: Final = 72 * MIB
+"""Measured: interpreter and libraries 33 MiB, with metrics and the live view 45. The rest is for the packets of one
+turn and the bytes made of them: 16 MiB each, if all packets are as large as they can be."""
+
+# Measured with 4,000 connections; an upstream's part is what it has of each.
+_CONNECTION_BYTES: Final = 1024
+_UPSTREAM_CONNECTION_BYTES: Final = 1536
+_FLOW_BYTES: Final = 512
+
+# How the rest is divided; an eighth is left for what allocators lose between what they hand out.
+_RING_SHARE: Final = 1 / 4
+_QUEUES_SHARE: Final = 1 / 4
+_HELD_SHARE: Final = 1 / 8
+_FLOWS_SHARE: Final = 1 / 8
+_CONNECTIONS_SHARE: Final = 1 / 8
+
+
+def within_memory(config: CaptureConfig) -> CaptureConfig:
+    """The same with bounds that together keep `max_memory_bytes`; `config` itself if there is no such bound.
+
+    A bound that is lower already stays as it is. A ring that was asked for has what it needs before all others.
+
+    Raises:
+        ConfigError: there is not enough for the ring that was asked for.
+    """
+    if config.max_memory_bytes is None:
+        return config
+    source, reassembly, mirror = config.source, config.reassembly, config.mirror
+    rest = config.max_memory_bytes - FIXED_BYTES
+    if source.read_path is None:
+        if source.ring_bytes is None:
+            ring_bytes = int(rest * _RING_SHARE) // RING_BLOCK_BYTES * RING_BLOCK_BYTES
+            source = replace(source, ring_bytes=min(source.ring_room_bytes, ring_bytes))
+        else:
+            rest = int((rest - source.ring_bytes) / (1 - _RING_SHARE))
+            least = FIXED_BYTES + source.ring_bytes + int((MINIMUM_MEMORY_BYTES - FIXED_BYTES) * (1 - _RING_SHARE))
+            if config.max_memory_bytes < least:
+                raise ConfigError(
+                    f"--max-memory has no room for a --ring of {source.ring_bytes // MIB}M",
+                    hint=f"with that ring it needs at least {-(-least // MIB)}M",
+                )
+    upstreams = len(mirror.upstreams)
+    total_bytes = int(rest * _QUEUES_SHARE)
+    connections = int(rest * _CONNECTIONS_SHARE) // (_CONNECTION_BYTES + upstreams * _UPSTREAM_CONNECTION_BYTES)
+    bounds = {
+        "total_memory": min(mirror.total_memory_bytes, total_bytes),
+        # So that one upstream that stalls does not take the room of the others.
+        "upstream_memory": min(mirror.upstream_memory_bytes, total_bytes // upstreams),
+        "max_connections": min(mirror.max_connections, connections),
+    }
+    return replace(
+        config,
+        source=source,
+        reassembly=replace(
+            reassembly,
+            max_flows=min(reassembly.max_flows, int(rest * _FLOWS_SHARE) // _FLOW_BYTES),
+            total_memory_bytes=min(reassembly.total_memory_bytes, int(rest * _HELD_SHARE)),
+        ),
+        mirror=replace(
+            mirror,
+            total_memory_bytes=bounds["total_memory"],
+            upstream_memory_bytes=bounds["upstream_memory"],
+            max_connections=bounds["max_connections"],
+            lowered=frozenset(
+                name
+                for name, before in (
+                    ("total_memory", mirror.total_memory_bytes),
+                    ("upstream_memory", mirror.upstream_memory_bytes),
+                    ("max_connections", mirror.max_connections),
+                )
+                if bounds[name] < before
+            ),
+        ),
+    )
