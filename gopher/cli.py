@@ -21,6 +21,7 @@ import os
 import re
 import sys
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
 
 from gopher import __version__
@@ -42,6 +43,7 @@ from gopher.relay.rules import parse_rule
 from gopher.settings import from_environment, from_options, misspelt, table
 from gopher.supervisor import supervise
 from gopher.tomlfile import LIMIT_BYTES, read_toml
+from gopher.observe.log import Log, LogFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -280,7 +282,7 @@ def _run(argv: Sequence[str], plan: Plan, mirror: MirrorPlan, ready: Callable[[]
                 return each.config
         raise ConfigError(f"mirror {mirror.name} is no more in {plan.path}")
 
-    control = Control(None if plan.path is None else reread, plan.keys, ready, mirror.name)
+    control = Control(None if plan.path is None else reread, plan.keys, ready)
     if isinstance(mirror.config, RelayConfig):
         from gopher.relay.server import run_relay
 
@@ -328,9 +330,10 @@ def _require_linux() -> None:
 
 
 def _report_error(error: GopherError, mirror: str) -> int:
-    print(f"gopher {mirror}: error: {error}" if mirror else f"gopher: error: {error}", file=sys.stderr)
-    if error.hint:
-        print(f"  hint: {error.hint}", file=sys.stderr)
+    # The settings may be what is wrong, so they are only looked at.
+    words = [*sys.argv[1:], f"--log-format={os.environ.get('GOPHER_LOG_FORMAT', '')}"]
+    as_json = "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
+    Log("json" if as_json else "text", name=mirror).error(str(error), error.hint, error.exit_status)
     return error.exit_status
 
 
@@ -649,6 +652,21 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds(positive=True),
         metavar="SECONDS",
         help="print a status line this often",
+    )
+    _add(
+        run,
+        "--live",
+        to="run.live",
+        action="store_true",
+        help="show rates, upstreams and what is shed on the terminal; where there is none, print status lines",
+    )
+    _add(
+        run,
+        "--log-format",
+        to="run.log_format",
+        type=_one_of(*get_args(LogFormat)),
+        metavar="FORMAT",
+        help="of what goes to stderr: text, or json for one object a line",
     )
     loudness = run.add_mutually_exclusive_group()
     loudness.add_argument(

@@ -196,6 +196,10 @@ class CaptureConfig:
     """After the end of intake: how long to go on delivering what is pending."""
     stats_interval_s: float | None = None
     """Print one status line to stderr this often."""
+    live: bool = False
+    """Show a live view on the terminal."""
+    log_format: Literal["text", "json"] = "text"
+    """Of what goes to stderr; json is one object a line."""
     verbosity: int = 0
     """-1 quiet, 0 normal, 1 and more verbose."""
 
@@ -255,6 +259,12 @@ class RelayConfig:
     """Stop accepting after this long."""
     drain_s: float = 5.0
     """After that: how long open connections may go on."""
+    stats_interval_s: float | None = None
+    """Print one status line to stderr this often."""
+    live: bool = False
+    """Show a live view on the terminal."""
+    log_format: Literal["text", "json"] = "text"
+    """Of what goes to stderr; json is one object a line."""
     verbosity: int = 0
     """-1 quiet, 0 normal, 1 and more verbose."""
 

@@ -7,10 +7,8 @@ line. They share one thread; intake and time-outs take turns through a lock beca
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import socket
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +26,10 @@ from gopher.errors import CaptureError, ConfigError
 from gopher.limits import raise_descriptor_limit
 from gopher.listening import listen
 from gopher.notify import ServiceManager
+from gopher.observe.log import Log
 from gopher.observe.report import check_writable, to_fields, to_table, write_report
-from gopher.observe.terminal import status_line
+from gopher.observe.status import Status
+from gopher.observe.terminal import capture_view, rates, status_line
 from gopher.privileges import drop_rights, find_user, prepare
 from gopher.upstreams.tcp import Address, resolve
 
@@ -189,11 +189,19 @@ class _Run:
         self._config = config
         self._control = control
         self._manager = manager
-        self._prefix = f"gopher {config.name}" if config.name else "gopher"
+        self._log = control.log = Log(config.log_format, quiet=config.verbosity < 0, name=config.name)
         self._metrics = metrics
         self._source = source
         self._from_file = isinstance(source, FileSource)
         self._mirror = Mirror(config, addresses, source, can_wait=self._from_file, own=own)
+        self._status = Status(
+            self._log,
+            live=config.live,
+            interval_s=config.stats_interval_s,
+            snapshot=self._mirror.snapshot,
+            view=capture_view,
+            line=lambda previous, current: (status_line(previous, current), rates(previous, current)),
+        )
         self._turn = trio.Lock()
         self._intake_scope = trio.CancelScope()
         self._drain_scope = trio.CancelScope()
@@ -212,11 +220,10 @@ class _Run:
                 nursery.start_soon(self._mirror.pump_task.run)
                 nursery.start_soon(self._ticks)
                 nursery.start_soon(self._manager.watch)
-                if config.stats_interval_s is not None:
-                    nursery.start_soon(self._status, config.stats_interval_s)
+                nursery.start_soon(self._status.run)
                 if self._metrics is not None:
                     self._serve_metrics(self._metrics, nursery)
-                self._say(self._ready_line())
+                self._log.info("ready", self._ready_line())
                 self._control.ready()
                 self._manager.ready(self._ready_line())
                 try:
@@ -228,6 +235,7 @@ class _Run:
                 await self._end_intake()
                 await self._drain()
                 # While signals are still taken: one more must not cost the report.
+                self._status.stop()
                 self._warn_truncated()
                 self._report()
                 nursery.cancel_scope.cancel()
@@ -356,7 +364,7 @@ class _Run:
 
         server = MetricsServer(listener, CAPTURE_METRICS, lambda: to_fields(self._mirror.snapshot()))
         nursery.start_soon(server.run)
-        self._say(f"metrics on {server.url}")
+        self._log.info("metrics", f"metrics on {server.url}", url=server.url)
 
     # -- reload ----------------------------------------------------------------------------------------------------
 
@@ -376,10 +384,6 @@ class _Run:
 
     # -- words -----------------------------------------------------------------------------------------------------
 
-    def _say(self, line: str) -> None:
-        if self._config.verbosity >= 0:
-            print(f"{self._prefix}: {line}", file=sys.stderr, flush=True)
-
     def _ready_line(self) -> str:
         source, upstreams = self._config.source, len(self._config.mirror.upstreams)
         doing = "reading" if self._from_file else "capturing on"
@@ -388,22 +392,17 @@ class _Run:
         plural = "" if upstreams == 1 else "s"
         return f"{doing} {self._source.name}, tcp {port} {ports}, to {upstreams} upstream{plural}"
 
-    async def _status(self, interval_s: float) -> None:
-        previous = self._mirror.snapshot()
-        while True:
-            await trio.sleep(interval_s)
-            current = self._mirror.snapshot()
-            self._say(status_line(previous, current))
-            previous = current
-
     def _print_table(self) -> None:
-        width = shutil.get_terminal_size((100, 24)).columns
+        report = self._mirror.snapshot()
         title = f"mirror {self._config.name}:\n" if self._config.name else ""
-        print(f"{title}{to_table(self._mirror.snapshot(), width)}", file=sys.stderr, flush=True)
+        self._log.report(lambda width: title + to_table(report, width), to_fields(report))
 
     def _warn_truncated(self) -> None:
         if self._source.truncated:
-            self._say(f"warning: {self._source.name} ends in the middle of a packet; mirrored up to the last whole one")
+            name = self._source.name
+            self._log.warning(
+                "truncated", f"{name} ends in the middle of a packet; mirrored up to the last whole one", file=name
+            )
 
     def _report(self) -> None:
         if self._config.verbosity >= 0:

@@ -115,6 +115,8 @@ class UpstreamAccount:
     """Connections attempted: more than captured connections where streams were rejoined."""
     response_bytes: int
     """Answers read from the upstream and thrown away."""
+    failing: str | None = None
+    """Why it is left alone at the moment, a reason of those above; None while it works, as far as is known."""
     answers_missed_bytes: int = 0
     """Production's answers that a framed link had no room for; the relay was told."""
     latency: LatencyAccount = field(default_factory=LatencyAccount)

@@ -131,6 +131,14 @@ def _of_all(part: str, path: str) -> Callable[[Fields], Iterator[Sample]]:
     return read
 
 
+def _failing(part: str) -> Callable[[Fields], Iterator[Sample]]:
+    def read(report: Fields) -> Iterator[Sample]:
+        for name, fields in _named(report, part):
+            yield (name,), int(fields["failing"] is not None)
+
+    return read
+
+
 def _reasons_of_all(part: str, path: str) -> Callable[[Fields], Iterator[Sample]]:
     def read(report: Fields) -> Iterator[Sample]:
         for name, fields in _named(report, part):
@@ -224,6 +232,13 @@ def _upstream_metrics(part: str) -> tuple[Metric, ...]:
             "gauge",
             "Connections that are not over.",
             _of_all(part, "connections.pending"),
+            one,
+        ),
+        Metric(
+            "gopher_upstream_failing",
+            "gauge",
+            "1 while it is left alone because connecting to it failed, else 0.",
+            _failing(part),
             one,
         ),
         Metric("gopher_upstream_dials_total", "counter", "Connections attempted.", _of_all(part, "dials"), one),

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-import shutil
 import signal
-import sys
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
@@ -24,8 +22,11 @@ from gopher.limits import raise_descriptor_limit
 from gopher.link import ProxyHeader
 from gopher.listening import listen
 from gopher.notify import ServiceManager
+from gopher.observe.log import Log
 from gopher.observe.relaying import RelayReport, relay_table, relay_to_fields, relay_to_json
 from gopher.observe.report import check_writable, write_text
+from gopher.observe.status import Status
+from gopher.observe.terminal import relay_rates, relay_status_line, relay_view
 from gopher.privileges import drop_rights, find_user, prepare
 from gopher.relay import lastword
 from gopher.relay.framed import Framed
@@ -111,7 +112,7 @@ class _Run:
         self._config = config
         self._control = control
         self._manager = manager
-        self._prefix = f"gopher {config.name}" if config.name else "gopher"
+        self._log = control.log = Log(config.log_format, quiet=config.verbosity < 0, name=config.name)
         self._addresses = addresses
         self._listeners = listeners
         self._scripts = scripts
@@ -123,6 +124,14 @@ class _Run:
         self._hurry = False
         self._started = datetime.now(timezone.utc)
         self._started_s = trio.current_time()
+        self._status = Status(
+            self._log,
+            live=config.live,
+            interval_s=config.stats_interval_s,
+            snapshot=self._snapshot,
+            view=relay_view,
+            line=lambda previous, current: (relay_status_line(previous, current), relay_rates(previous, current)),
+        )
         self._transparent: Transparent
         self._framed: Framed
 
@@ -138,16 +147,19 @@ class _Run:
                 nursery.start_soon(task)
             nursery.start_soon(self._ticks)
             nursery.start_soon(self._manager.watch)
+            nursery.start_soon(self._status.run)
             if self._metrics is not None:
                 self._serve_metrics(self._metrics, nursery)
-            self._say(self._ready_line())
+            self._log.info("ready", self._ready_line())
             self._control.ready()
             self._manager.ready(self._ready_line())
             await self._accept()
             self._manager.stopping()
             await self._drain()
+            # While signals are still taken: one more must not cost the report.
+            self._status.stop()
+            self._report()
             nursery.cancel_scope.cancel()
-        self._report()
         return 0
 
     # -- accepting -------------------------------------------------------------------------------------------------
@@ -258,7 +270,7 @@ class _Run:
 
         server = MetricsServer(listener, RELAY_METRICS, lambda: relay_to_fields(self._snapshot()))
         nursery.start_soon(server.run)
-        self._say(f"metrics on {server.url}")
+        self._log.info("metrics", f"metrics on {server.url}", url=server.url)
 
     async def _reload(self, wanted: RelayConfig) -> tuple[str, list[str]]:
         """See `Control.reload_soon`."""
@@ -279,13 +291,9 @@ class _Run:
 
     # -- words -----------------------------------------------------------------------------------------------------
 
-    def _say(self, line: str) -> None:
-        if self._config.verbosity >= 0:
-            print(f"{self._prefix}: {line}", file=sys.stderr, flush=True)
-
     def _tell(self, line: str) -> None:
-        """A failure, which is said even when nothing else is."""
-        print(f"{self._prefix}: {line}", file=sys.stderr, flush=True)
+        """Of a script that failed: said even when nothing else is."""
+        self._log.failure("script", line)
 
     def _where(self) -> str:
         ports = self._config.ports
@@ -333,9 +341,9 @@ class _Run:
         )
 
     def _print_table(self) -> None:
-        width = shutil.get_terminal_size((100, 24)).columns
+        report = self._snapshot()
         title = f"mirror {self._config.name}:\n" if self._config.name else ""
-        print(f"{title}{relay_table(self._snapshot(), width)}", file=sys.stderr, flush=True)
+        self._log.report(lambda width: title + relay_table(report, width), relay_to_fields(report))
 
     def _report(self) -> None:
         if self._config.verbosity >= 0:

@@ -209,6 +209,11 @@ class TcpUpstream(Upstream):
         self.backoff.failed(self.clock(), reason)
         self._signs_of_life = (self.ledger.established, self.ledger.responses)
 
+    def failing(self) -> str | None:
+        """See `Upstream.failing`."""
+        self._notice_recovery()
+        return self.backoff.reason
+
     def _notice_recovery(self) -> None:
         if self.backoff.reason is None:
             return

@@ -304,6 +304,10 @@ class Upstream:
             return self._limits.reason("max_connections")
         return None if self.rate is None or self.rate.admits(self.clock()) else "max_rate"
 
+    def failing(self) -> str | None:
+        """Why this upstream is left alone at the moment; None if it is not."""
+        return None
+
     def over(self, outcome: int) -> str:
         """The reason to shed a connection for that is over a memory bound."""
         return self._limits.reason(_OVER_REASONS[outcome])
@@ -366,6 +370,7 @@ class Upstream:
             ),
             dials=self.dials,
             response_bytes=ledger.responses,
+            failing=self.failing(),
             answers_missed_bytes=self.answers_missed_bytes,
             latency=LatencyAccount(
                 count=sum(counts),

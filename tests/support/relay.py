@@ -14,7 +14,8 @@ from tests.support.clients import receive_exactly
 from tests.support.command import GopherProcess, assert_clean
 from tests.support.netns import Namespace
 
-READY = re.compile(r"gopher: relaying on ports? [\d,]+( of \S+)?, to \d+ upstreams?$")
+# As text, or within a JSON line.
+READY = re.compile(r"(gopher: |.*: \")relaying on ports? [\d,]+( of \S+)?, to \d+ upstreams?(\"})?$")
 DEADLINE_S = 20.0
 CLIENT, SERVER = 0, 1
 

@@ -120,6 +120,7 @@ class RecordingSink:
         mode: how it behaves.
         namespace: where it lives.
         hold: keep answers back until `release`.
+        answer: to each whole request.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class RecordingSink:
         *,
         namespace: Namespace | None = None,
         hold: bool = False,
+        answer: bytes = ANSWER,
     ) -> None:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._listener = namespace.make_socket(family) if namespace else socket.socket(family, socket.SOCK_STREAM)
@@ -139,6 +141,7 @@ class RecordingSink:
         self.host, self.port = self._listener.getsockname()[:2]
         self._mode: Mode = mode
         self._hold = hold
+        self._answer_bytes = answer
         self._changed = threading.Condition()
         self._connections: list[Connection] = []
         self._sockets: dict[socket.socket, Connection] = {}
@@ -298,7 +301,7 @@ class RecordingSink:
             return
         answer = CONTINUE * connection.scanner.expects_continue
         connection.scanner.expects_continue = 0
-        answer += ANSWER * (connection.scanner.requests - connection.answered)
+        answer += self._answer_bytes * (connection.scanner.requests - connection.answered)
         connection.answered = connection.scanner.requests
         if answer:
             try:

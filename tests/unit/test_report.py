@@ -133,6 +133,7 @@ def test_json_has_every_key_of_the_contract():
         },
         "dials": 3,
         "response_bytes": 0,
+        "failing": None,
         "answers_missed_bytes": 0,
         "latency": {"count": 0, "sum_s": 0.0, "buckets": []},
         "added_s": 0.0,

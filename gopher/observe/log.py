@@ -1,0 +1,78 @@
+"""Everything that gopher says on stderr, in one place: lines for people, or one JSON object a line.
+
+What is said is about gopher and its counts. No payload, header, cookie or token goes into a message or a field.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Log", "LogFormat"]
+
+LogFormat = Literal["text", "json"]
+
+
+class Log:
+    """Says things on stderr.
+
+    A JSON line has `time` (ISO 8601, UTC), `level` (info, warning or error), `event` (what kind of thing it is: a short
+    name that stays the same) and `message` (what the text says), and the fields of the event.
+
+    Args:
+        format: how.
+        quiet: errors only.
+
+    Attributes:
+        write: takes one line or several, without the newline at the end; replaced while a live view has the screen.
+    """
+
+    def __init__(self, format: LogFormat = "text", *, quiet: bool = False) -> None:
+        self.format = format
+        self.quiet = quiet
+        self.write: Callable[[str], None] = _to_stderr
+
+    def info(self, event: str, message: str, **fields: Any) -> None:
+        """Something to know."""
+        if not self.quiet:
+            self._line("info", event, message, fields)
+
+    def warning(self, event: str, message: str, **fields: Any) -> None:
+        """Something is not as it should be; gopher goes on."""
+        if not self.quiet:
+            self._line("warning", event, f"warning: {message}", fields)
+
+    def failure(self, event: str, message: str, **fields: Any) -> None:
+        """Something failed and somebody has to look at it; gopher goes on."""
+        self._line("error", event, message, fields)
+
+    def error(self, message: str, hint: str, exit_status: int) -> None:
+        """What ends the program."""
+        fields = {"hint": hint} if hint else {}
+        text = f"error: {message}" + (f"\n  hint: {hint}" if hint and self.format == "text" else "")
+        self._line("error", "error", text, {**fields, "exit_status": exit_status})
+
+    def report(self, table: Callable[[int], str], fields: dict[str, Any]) -> None:
+        """The accounts, asked for: a table as wide as the terminal, or the fields of the report."""
+        if self.format == "json":
+            self._line("info", "report", "the accounts", {"report": fields})
+        else:
+            self.write(table(shutil.get_terminal_size((100, 24)).columns))
+
+    def _line(self, level: str, event: str, message: str, fields: dict[str, Any]) -> None:
+        if self.format == "text":
+            self.write(f"gopher: {message}")
+            return
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        message = message.removeprefix(f"{level}: ")
+        self.write(json.dumps({"time": now, "level": level, "event": event, "message": message, **fields}))
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
