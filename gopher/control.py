@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from gopher.errors import GopherError
+from gopher.observe.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -70,20 +70,21 @@ class Control:
             gopher's business.
         keys: of the settings, by the last part of what they set.
         ready: called once, when traffic is taken in.
-        name: of the mirror; may be empty.
     """
+
+    log: Log
+    """Where to say things; set by what runs."""
 
     def __init__(
         self,
         reread: Callable[[], CaptureConfig | RelayConfig] | None = None,
         keys: Mapping[str, str] | None = None,
         ready: Callable[[], None] = lambda: None,
-        name: str = "",
     ) -> None:
         self._reread = reread
         self._keys = keys or {}
         self.ready = ready
-        self._prefix = f"gopher {name}" if name else "gopher"
+        self.log = Log()
         self._reloading = False
         self._again = False
 
@@ -118,16 +119,12 @@ class Control:
                 done, restart = f"not reloaded, nothing has changed: {error}", []
                 if error.hint:
                     done += f"\n  hint: {error.hint}"
-            # Whoever sent the signal wants to know, --quiet or not.
-            self._tell(done)
+            self.log.reply("reload", done)
             if restart:
-                self._tell(f"needs a restart: {', '.join(dict.fromkeys(map(self._key, restart)))}")
+                self.log.reply("reload", f"needs a restart: {', '.join(dict.fromkeys(map(self._key, restart)))}")
             if not self._again:
                 break
         self._reloading = False
 
     def _key(self, field: str) -> str:
         return self._keys.get(field, field.replace("_", "-"))
-
-    def _tell(self, line: str) -> None:
-        print(f"{self._prefix}: {line}", file=sys.stderr, flush=True)

@@ -36,6 +36,9 @@ SHARED: Final = {
     "run.duration_s",
     "run.drain_s",
     "run.verbosity",
+    "run.log_format",
+    "run.live",
+    "run.stats_interval_s",
 }
 # What two processes cannot have both.
 _ONE_EACH: Final = ("run.report_path", "run.write_path", "run.metrics_address")

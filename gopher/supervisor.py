@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from gopher.errors import ConfigError
 from gopher.notify import ServiceManager
+from gopher.observe.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,6 +87,8 @@ class _Supervisor:
         self._stopping = False
 
     def supervise(self, mirrors: Mapping[str, MirrorPlan]) -> int:
+        # Mirrors may differ in this; what is said of all of them takes after the first.
+        self._log = Log(next(iter(mirrors.values())).config.log_format)
         self._pid = os.getpid()
         self._manager = ServiceManager()
         self._woken, self._waker = socket.socketpair()
@@ -172,7 +175,7 @@ class _Supervisor:
             names = ", ".join(child.mirror.name for child in self._children.values())
             if names:
                 ready = f"{len(self._children)} mirrors are ready: {names}"
-                _say(ready)
+                self._log.reply("mirrors", ready)
                 self._manager.ready(ready)
         for number in numbers:
             if number in (signal.SIGTERM, signal.SIGINT):
@@ -196,9 +199,9 @@ class _Supervisor:
             how = f"by signal {-status}" if status < 0 else f"with status {status}"
             self._status = self._status or (status if status > 0 else 1)
             if self._started and not self._stopping:
-                _say(f"mirror {child.mirror.name} ended {how}; the others go on, and a reload (SIGHUP) starts it again")
+                self._log.reply("mirrors", f"mirror {child.mirror.name} ended {how}; the others go on, and a reload (SIGHUP) starts it again")
             else:
-                _say(f"mirror {child.mirror.name} ended {how}")
+                self._log.reply("mirrors", f"mirror {child.mirror.name} ended {how}")
                 # All or nothing at the start: who starts gopher looks at its exit status.
                 if not self._stopping:
                     self._stopping = True
@@ -209,7 +212,7 @@ class _Supervisor:
             wanted = self._reread()
         except ConfigError as error:
             hint = f"\n  hint: {error.hint}" if error.hint else ""
-            _say(f"not reloaded, nothing has changed: {error}{hint}")
+            self._log.reply("mirrors", f"not reloaded, nothing has changed: {error}{hint}")
             return
         running = {child.mirror.name for child in self._children.values() if not child.leaving}
         for pid, child in self._children.items():
@@ -217,7 +220,7 @@ class _Supervisor:
                 continue
             if child.mirror.name not in wanted:
                 child.leaving = True
-                _say(f"mirror {child.mirror.name} is no more in the file: stopping it")
+                self._log.reply("mirrors", f"mirror {child.mirror.name} is no more in the file: stopping it")
                 os.kill(pid, signal.SIGTERM)
             elif child.ready:
                 os.kill(pid, signal.SIGHUP)
@@ -225,13 +228,9 @@ class _Supervisor:
                 child.stale = True
         for name, mirror in wanted.items():
             if name not in running:
-                _say(f"starting mirror {name}")
+                self._log.reply("mirrors", f"starting mirror {name}")
                 self._start(mirror)
 
 
 def _do_nothing(number: int, frame: object) -> None:
     """The wake-up descriptor has the number."""
-
-
-def _say(line: str) -> None:
-    print(f"gopher: {line}", file=sys.stderr, flush=True)

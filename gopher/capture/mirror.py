@@ -27,6 +27,7 @@ from gopher._fastpath import (
 )
 from gopher._pump import Budget
 from gopher.capture.governor import CpuGovernor, Places, place_of
+from gopher.config import MIB
 from gopher.observe.accounts import AccountsReport
 from gopher.pump import PumpTask
 from gopher.upstreams.directory import DirectoryUpstream
@@ -104,6 +105,7 @@ class Mirror:
 
     # At saturation (60,000 small requests a second) the default ring of 64 MiB holds 1.5 s.
     LIVE_CREDIT_S: Final = 1.0
+    LIVE_CREDIT_RING_BYTES: Final = 64 * MIB
     # A process that is off the processor for this long on a busy machine is no stalled upstream.
     LIVE_STALL_S: Final = 0.25
     FILE_STALL_S: Final = 10.0
@@ -166,13 +168,18 @@ class Mirror:
     def _look_at_upstreams(self) -> None:
         self._relays = [upstream for upstream in self._roster.active if isinstance(upstream, RelayUpstream)]
         self._framed = any(relay.framed for relay in self._relays)
-        credit_s = None if self._can_wait else self.LIVE_CREDIT_S
+        credit_s = None if self._can_wait else self.live_credit_s(self.config.source.ring_room_bytes)
         stall_s = self.FILE_STALL_S if self._can_wait else self.LIVE_STALL_S
         for upstream in self._roster.active:
             self._patience.setdefault(upstream, Patience(credit_s, stall_s))
         # Streams that are being shed go on being counted for the upstreams that were there when they began.
         self._too_many = ShedStreams(self.config.mirror.reason("max_connections"), self._roster.active)
         self._too_busy = ShedStreams("cpu_limit", self._roster.active)
+
+    @classmethod
+    def live_credit_s(cls, ring_bytes: int) -> float:
+        """How long intake may wait for an upstream with this ring: no longer than the ring has room for."""
+        return cls.LIVE_CREDIT_S * min(1.0, ring_bytes / cls.LIVE_CREDIT_RING_BYTES)
 
     def _upstream(self, config: UpstreamConfig, addresses: list[Address]) -> Upstream:
         limits, total, pump = self.config.mirror, self._total, self.pump_task.pump

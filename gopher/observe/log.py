@@ -28,13 +28,15 @@ class Log:
     Args:
         format: how.
         quiet: errors only.
+        name: of the mirror, where there are several.
 
     Attributes:
         write: takes one line or several, without the newline at the end; replaced while a live view has the screen.
     """
 
-    def __init__(self, format: LogFormat = "text", *, quiet: bool = False) -> None:
+    def __init__(self, format: LogFormat = "text", *, quiet: bool = False, name: str = "") -> None:
         self.format = format
+        self.name = name
         self.quiet = quiet
         self.write: Callable[[str], None] = _to_stderr
 
@@ -42,6 +44,10 @@ class Log:
         """Something to know."""
         if not self.quiet:
             self._line("info", event, message, fields)
+
+    def reply(self, event: str, message: str, **fields: Any) -> None:
+        """What somebody has asked for by a signal, and wants to know in any case."""
+        self._line("info", event, message, fields)
 
     def warning(self, event: str, message: str, **fields: Any) -> None:
         """Something is not as it should be; gopher goes on."""
@@ -67,8 +73,10 @@ class Log:
 
     def _line(self, level: str, event: str, message: str, fields: dict[str, Any]) -> None:
         if self.format == "text":
-            self.write(f"gopher: {message}")
+            self.write(f"gopher {self.name}: {message}" if self.name else f"gopher: {message}")
             return
+        if self.name:
+            fields = {"mirror": self.name, **fields}
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         message = message.removeprefix(f"{level}: ")
         self.write(json.dumps({"time": now, "level": level, "event": event, "message": message, **fields}))

@@ -12,7 +12,7 @@ from gopher._fastpath import pack_batch
 from gopher._pump import Budget
 from gopher.capture.mirror import Mirror, Patience
 from gopher.capture.source import SourceStatistics
-from gopher.config import CaptureConfig, MirrorConfig, SourceConfig, UpstreamConfig
+from gopher.config import MIB, CaptureConfig, MirrorConfig, SourceConfig, UpstreamConfig
 from gopher.upstreams.directory import DirectoryUpstream
 from gopher.upstreams.stream import HEAD_LIMIT_BYTES, MirroredStream, ShedStreams
 from gopher.upstreams.upstream import StreamCopy
@@ -234,6 +234,11 @@ def test_patience_when_spent_earns_a_tenth_of_the_time_up_to_its_credit() -> Non
     assert patience.permits(1000.0, 1000.0)
     patience.spend(0.5)
     assert not patience.permits(1000.0, 1000.0)
+
+
+def test_patience_is_no_longer_than_the_ring_has_room_for() -> None:
+    assert Mirror.live_credit_s(64 * MIB) == Mirror.live_credit_s(188 * MIB) == 1.0
+    assert Mirror.live_credit_s(6 * MIB) == pytest.approx(6 / 64)
 
 
 def test_patience_of_a_file_lasts_as_long_as_there_is_progress() -> None:
