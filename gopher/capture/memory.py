@@ -63,11 +63,12 @@ def within_memory(config: CaptureConfig) -> CaptureConfig:
     total_bytes = int(rest * _QUEUES_SHARE)
     connections = int(rest * _CONNECTIONS_SHARE) // (_CONNECTION_BYTES + upstreams * _UPSTREAM_CONNECTION_BYTES)
     bounds = {
-        "total_memory": min(mirror.total_memory_bytes, total_bytes),
+        "total_memory_bytes": total_bytes,
         # So that one upstream that stalls does not take the room of the others.
-        "upstream_memory": min(mirror.upstream_memory_bytes, total_bytes // upstreams),
-        "max_connections": min(mirror.max_connections, connections),
+        "upstream_memory_bytes": total_bytes // upstreams,
+        "max_connections": connections,
     }
+    lowered = {name: bound for name, bound in bounds.items() if bound < getattr(mirror, name)}
     return replace(
         config,
         source=source,
@@ -76,19 +77,5 @@ def within_memory(config: CaptureConfig) -> CaptureConfig:
             max_flows=min(reassembly.max_flows, int(rest * _FLOWS_SHARE) // _FLOW_BYTES),
             total_memory_bytes=min(reassembly.total_memory_bytes, int(rest * _HELD_SHARE)),
         ),
-        mirror=replace(
-            mirror,
-            total_memory_bytes=bounds["total_memory"],
-            upstream_memory_bytes=bounds["upstream_memory"],
-            max_connections=bounds["max_connections"],
-            lowered=frozenset(
-                name
-                for name, before in (
-                    ("total_memory", mirror.total_memory_bytes),
-                    ("upstream_memory", mirror.upstream_memory_bytes),
-                    ("max_connections", mirror.max_connections),
-                )
-                if bounds[name] < before
-            ),
-        ),
+        mirror=replace(mirror, **lowered, lowered=frozenset(name.removesuffix("_bytes") for name in lowered)),
     )
