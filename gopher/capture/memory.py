@@ -8,7 +8,7 @@ of does not always go back to the system, and a watchman would shed for ever.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gopher.config import MIB, MINIMUM_MEMORY_BYTES, RING_BLOCK_BYTES
 from gopher.errors import ConfigError
@@ -68,7 +68,7 @@ def within_memory(config: CaptureConfig) -> CaptureConfig:
         "upstream_memory_bytes": total_bytes // upstreams,
         "max_connections": connections,
     }
-    lowered = {name: bound for name, bound in bounds.items() if bound < getattr(mirror, name)}
+    lowered: dict[str, Any] = {name: bound for name, bound in bounds.items() if bound < getattr(mirror, name)}
     return replace(
         config,
         source=source,

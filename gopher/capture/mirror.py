@@ -60,20 +60,24 @@ class Patience:
 
     Args:
         credit_s: waiting time at the start, and its upper bound; None for a file, which can wait.
-        stall_s: a connection that has taken nothing for this long is not waited for.
+        stall_s: a connection that has taken nothing for this long is not waited for. The next ones of the same
+            upstream are waited for less, until one of them makes progress.
     """
 
     REFILL_RATIO: Final = 0.1
+    # A process that is off the processor for this long on a busy machine is no stalled upstream.
+    SHORT_STALL_S: Final = 0.25
 
     def __init__(self, credit_s: float | None, stall_s: float) -> None:
         self._limit_s = credit_s
         self._credit_s = credit_s or 0.0
-        self._stall_s = stall_s
+        self._stall_s = self._full_stall_s = stall_s
         self._refilled_at_s: float | None = None
 
     def permits(self, now_s: float, progress_at_s: float) -> bool:
         """Whether to wait on for a connection that last took bytes at `progress_at_s`."""
         if now_s - progress_at_s >= self._stall_s:
+            self._stall_s = min(self._full_stall_s, self.SHORT_STALL_S)
             return False
         if self._limit_s is None:
             return True
@@ -82,6 +86,10 @@ class Patience:
             self._credit_s = min(self._limit_s, self._credit_s + earned_s)
         self._refilled_at_s = now_s
         return self._credit_s > 0
+
+    def progressed(self) -> None:
+        """The upstream takes bytes."""
+        self._stall_s = self._full_stall_s
 
     def spend(self, waited_s: float) -> None:
         """Intake has waited."""
@@ -106,8 +114,7 @@ class Mirror:
     # At saturation (60,000 small requests a second) the default ring of 64 MiB holds 1.5 s.
     LIVE_CREDIT_S: Final = 1.0
     LIVE_CREDIT_RING_BYTES: Final = 64 * MIB
-    # A process that is off the processor for this long on a busy machine is no stalled upstream.
-    LIVE_STALL_S: Final = 0.25
+    LIVE_STALL_S: Final = Patience.SHORT_STALL_S
     FILE_STALL_S: Final = 10.0
     WAIT_SLICE_S: Final = 0.01
 
@@ -370,6 +377,7 @@ class Mirror:
             before, queued = queued, waiting()
             if queued != before:
                 progress_at_s = now_s
+                patience.progressed()
         return True
 
     # -- time and end ----------------------------------------------------------------------------------------------

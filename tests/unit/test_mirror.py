@@ -241,6 +241,14 @@ def test_patience_is_no_longer_than_the_ring_has_room_for() -> None:
     assert Mirror.live_credit_s(6 * MIB) == pytest.approx(6 / 64)
 
 
+def test_patience_after_a_stall_is_short_until_there_is_progress() -> None:
+    patience = Patience(None, 10.0)
+    assert wait_out(patience, until_s=60, progress=False) == pytest.approx(10, abs=0.02)
+    assert wait_out(patience, until_s=60, progress=False) == pytest.approx(0.25, abs=0.02)
+    patience.progressed()
+    assert wait_out(patience, until_s=60, progress=False) == pytest.approx(10, abs=0.02)
+
+
 def test_patience_of_a_file_lasts_as_long_as_there_is_progress() -> None:
     assert wait_out(Patience(None, 10.0), until_s=60, progress=True) >= 60
     assert wait_out(Patience(None, 10.0), until_s=60, progress=False) == pytest.approx(10, abs=0.02)
