@@ -60,6 +60,9 @@ class MirroredStream:
             The copies whose connection is over a memory bound, with the bound's name; None if there are none.
         """
         if self._joining is not None:
+            if self._shed:
+                self._skip(self._joining, len(data))
+                return None
             data = self._join(bytes(data), self._joining)
             if not data:
                 return None
@@ -75,9 +78,6 @@ class MirroredStream:
         return full
 
     def _join(self, data: bytes, reason: str) -> bytes:
-        if self._shed:
-            self._skip(reason, len(data))
-            return b""
         held = self._held + data
         start = find_request(held)
         if start >= 0:
@@ -197,7 +197,7 @@ class ShedStreams:
         for upstream in self._upstreams:
             upstream.turn_away(self._reason)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | ByteRun) -> None:
         """The next bytes of one of them."""
         for upstream in self._upstreams:
             upstream.ledger.captured += len(data)
