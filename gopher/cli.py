@@ -38,12 +38,12 @@ from gopher.config import (
 )
 from gopher.effective import effective_toml
 from gopher.errors import ConfigError, GopherError
+from gopher.observe.log import Log, LogFormat
 from gopher.plan import EXAMPLE, SHARED, Plan, is_for, make_mirrors
 from gopher.relay.rules import parse_rule
 from gopher.settings import from_environment, from_options, misspelt, table
 from gopher.supervisor import supervise
 from gopher.tomlfile import LIMIT_BYTES, read_toml
-from gopher.observe.log import Log, LogFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

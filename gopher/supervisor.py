@@ -199,7 +199,10 @@ class _Supervisor:
             how = f"by signal {-status}" if status < 0 else f"with status {status}"
             self._status = self._status or (status if status > 0 else 1)
             if self._started and not self._stopping:
-                self._log.reply("mirrors", f"mirror {child.mirror.name} ended {how}; the others go on, and a reload (SIGHUP) starts it again")
+                self._log.reply(
+                    "mirrors",
+                    f"mirror {child.mirror.name} ended {how}; the others go on, and a reload (SIGHUP) starts it again",
+                )
             else:
                 self._log.reply("mirrors", f"mirror {child.mirror.name} ended {how}")
                 # All or nothing at the start: who starts gopher looks at its exit status.

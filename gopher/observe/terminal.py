@@ -63,7 +63,7 @@ def rates(previous: AccountsReport, current: AccountsReport) -> dict[str, Any]:
 
 
 def _still_there(previous: AccountsReport, current: AccountsReport) -> list[tuple[UpstreamAccount, UpstreamAccount]]:
-    """Accounts of each upstream, then and now. A reload adds upstreams at the end; a removed one stays until it is idle.
+    """Accounts of each upstream, then and now. A reload adds some at the end; a removed one stays until it is idle.
 
     What was not there before is compared with itself.
     """
@@ -122,10 +122,7 @@ def capture_view(previous: AccountsReport, current: AccountsReport, width: int, 
         ),
         [],
     ]
-    blocks = [
-        _upstream(before, after, elapsed_s, width)
-        for before, after in _still_there(previous, current)
-    ]
+    blocks = [_upstream(before, after, elapsed_s, width) for before, after in _still_there(previous, current)]
     if width >= TABLE_COLUMNS:
         lines.append(_row("upstream", [name for name, _ in _ROW], "", width, "dim"))
     return _fitted(lines, blocks, height)
@@ -243,7 +240,8 @@ def relay_view(previous: RelayReport, current: RelayReport, width: int, height: 
     lines += _items("to", [(_shortened(current.upstreams[0], width - 10), "bold")], width)
     elapsed_s = _elapsed_s(previous, current)
     blocks = [
-        _copy(before or after, after, elapsed_s, width) for before, after in zip_longest(previous.copies, current.copies)
+        _copy(before or after, after, elapsed_s, width)
+        for before, after in zip_longest(previous.copies, current.copies)
     ]
     return _fitted(lines, blocks, height)
 
