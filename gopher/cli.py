@@ -1,8 +1,8 @@
 """The `gopher` command: settings -> `CaptureConfig` or `RelayConfig` -> `trio.run`, and the exit status.
 
-`read_plan` is pure but for the configuration file: no name resolution, no output but that of `--help` and `--version`.
-`main` is the only place that prints errors and that unpacks exception groups. The default of every option is that of
-the field it sets in `gopher.config`: an option that was not given is not passed on.
+`read_plan` is pure but for the files of settings that it reads: no name resolution, no output but that of `--help` and
+`--version`. `main` is the only place that prints errors and that unpacks exception groups. The default of every option
+is that of the field it sets in `gopher.config`: an option that was not given is not passed on.
 
 `_parser` is the one table of settings: an entry there is also a key of the file and a variable of the environment, see
 `gopher.settings`.
@@ -40,7 +40,8 @@ from gopher.effective import effective_toml
 from gopher.errors import ConfigError, GopherError
 from gopher.observe.log import Log, LogFormat
 from gopher.plan import EXAMPLE, SHARED, Plan, is_for, make_mirrors
-from gopher.relay.rules import parse_rule
+from gopher.relay.rulefile import read_rules
+from gopher.relay.rules import AUTO, parse_rule
 from gopher.settings import from_environment, from_options, misspelt, table
 from gopher.supervisor import supervise
 from gopher.tomlfile import LIMIT_BYTES, read_toml
@@ -147,7 +148,7 @@ def read_plan(argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
     if unknown:
         raise _unknown_argument(unknown[0])
     path = getattr(namespace, "config", environ.get("GOPHER_CONFIG") or None)
-    file = None if path is None else (path, read_toml(_read_text(path), path))
+    file = None if path is None else (path, read_toml(_read_text(path, "configuration file"), path))
     mirrors = make_mirrors(
         settings, from_options(settings, namespace), from_environment(settings, environ), file, _make
     )
@@ -158,14 +159,14 @@ def read_plan(argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
     return Plan(mirrors=mirrors, path=path, keys=keys, check=check, warnings=warnings)
 
 
-def _read_text(path: str) -> str:
+def _read_text(path: str, what: str) -> str:
     try:
         with open(path, "rb") as stream:
             data = stream.read(LIMIT_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"the configuration file {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"the {what} {path} cannot be read: {error.strerror}") from error
     if len(data) > LIMIT_BYTES:
-        raise ConfigError(f"{path} is too long for a configuration file: more than {_plain(LIMIT_BYTES)}")
+        raise ConfigError(f"{path} is too long for a {what}: more than {_plain(LIMIT_BYTES)}")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -223,13 +224,21 @@ def _relay(scope: Scope, given: dict[str, dict[str, Any]]) -> RelayConfig:
                 hint=f"like {RELAY_EXAMPLE}",
             )
     settings["link_from"] = tuple(settings.get("link_from", ()))
-    rules = settings.get("couple", ())
-    settings["couple"] = tuple(rule for rule in rules if rule != "auto")
-    settings["couple_auto"] = "auto" in rules
+    rules = list(settings.get("couple", ()))
+    for rule in rules:
+        if rule != AUTO:
+            scope.attempt("relay.couple", partial(parse_rule, rule))
+    settings["couple_files"] = tuple(settings.get("couple_files", ()))
+    for path in settings["couple_files"]:
+        rules += scope.attempt("relay.couple_files", partial(_rules_of, path)) or ()
+    settings["couple"] = tuple(dict.fromkeys(rule for rule in rules if rule != AUTO))
+    settings["couple_auto"] = AUTO in rules
     settings["scripts"] = tuple(settings.get("scripts", ()))
-    for rule in settings["couple"]:
-        scope.attempt("relay.couple", partial(parse_rule, rule))
     return RelayConfig(**settings)
+
+
+def _rules_of(path: str) -> list[str]:
+    return read_rules(_read_text(path, "file of rules"), path)
 
 
 def _upstreams(scope: Scope, ports: tuple[int, ...]) -> tuple[UpstreamConfig, ...]:
@@ -557,6 +566,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RULE",
         help="where servers hand out session values: auto, cookie:NAME, header:NAME, json:/POINTER, form:NAME, "
         "query:NAME, location:NAME, location:/PATH/{}, regex:...; repeat it for several",
+    )
+    _add(
+        relay,
+        "--couple-file",
+        to="relay.couple_files",
+        action="append",
+        metavar="FILE",
+        help="TOML file with a list of such rules, see docs/coupling.md; repeat it for several",
     )
     _add(
         relay,

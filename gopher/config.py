@@ -240,6 +240,8 @@ class RelayConfig:
     """Coupling rules, as `gopher.relay.rules.parse_rule` reads them."""
     couple_auto: bool = False
     """Couple every cookie that the shadow sets."""
+    couple_files: tuple[str, ...] = ()
+    """TOML files that some of the rules were read from; `couple` has them all."""
     couple_wait_s: float = 2.0
     """How long a request may wait for the shadow to hand out what production has handed out already."""
     couple_policy: Literal["send", "drop"] = "send"

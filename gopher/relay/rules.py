@@ -6,15 +6,19 @@ needs no rule: it is found by its value (see `gopher.relay.places`).
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from gopher.errors import ConfigError
 
-__all__ = ["BODY_KINDS", "Rule", "RuleKind", "parse_rule"]
+__all__ = ["AUTO", "BODY_KINDS", "Rule", "RuleKind", "parse_rule"]
 
 RuleKind = Literal["cookie", "header", "json", "form", "query", "location", "regex"]
+
+AUTO: Final = "auto"
+"""Given in place of a rule: every cookie that both servers set. No `Rule` stands for it."""
 
 BODY_KINDS: Final = frozenset({"json", "form", "query", "regex"})
 """Kinds that look at the bodies of responses."""
@@ -66,7 +70,9 @@ def parse_rule(text: str) -> Rule:
         return Rule(text=text, kind=known[kind], name=argument.encode())
     if kind == "regex" and colon:
         return _regex_rule(text, argument)
-    raise ConfigError(f"couple {text!r} is no rule", hint=_FORMS)
+    nearest = difflib.get_close_matches(kind, (*get_args(RuleKind), AUTO), n=1)
+    question = f" (did you mean {nearest[0]}{colon}{argument}?)" if nearest and nearest[0] != kind else ""
+    raise ConfigError(f"couple {text!r} is no rule{question}", hint=_FORMS)
 
 
 def _pointer_rule(text: str, argument: str) -> Rule:

@@ -287,10 +287,18 @@ def test_port_in_use_is_one_sentence():
     )
 
 
-def test_bad_rule_is_one_sentence():
-    ended = run_gopher("-r", "-p", str(free_port()), "-u", "localhost:80", "--couple", "cokie:SID")
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("gopher: error: --couple 'cokie:SID' is no rule\n")
+def test_bad_rule_is_one_sentence(tmp_path):
+    rules = tmp_path / "rules.toml"
+    rules.write_text("couple = ['auto', 'cokie:SID']")
+    for options, where in (
+        (["--couple", "cokie:SID"], "--couple"),
+        (["--couple-file", str(rules)], f"--couple-file {rules}:1: entry 2: couple"),
+    ):
+        ended = run_gopher("-r", "-p", str(free_port()), "-u", "localhost:80", *options)
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(
+            f"gopher: error: {where} 'cokie:SID' is no rule (did you mean cookie:SID?)\n  hint: use cookie:NAME"
+        )
 
 
 def test_listen_address():

@@ -38,12 +38,16 @@ def test_missing_upstream_port_means_80():
     )
 
 
-def test_every_option_sets_its_field():
+def test_every_option_sets_its_field(tmp_path):
+    files = [str(tmp_path / name) for name in ("a.toml", "b.toml")]
+    for file in files:
+        (tmp_path / file).write_text("couple = ['form:token']")
     config = parse(
         [
             *("-r", "-p", "3280", "-u", "a", "--listen", "[::1]", "--link-from", "10.1.0.0/16", "--link-from", "::1"),
             *("--idle-timeout", "7", "--connect-timeout", "2", "--max-connections", "9", "--proxy-protocol", "v2"),
             *("--forwarded", "--host", "shadow", "--marker", "X-Mirrored:  1", "--pipeline", "--couple", "auto"),
+            *("--couple-file", files[0], "--couple-file", files[1]),
             *("--couple", "cookie:SID", "--couple-wait", "0.5", "--couple-policy", "drop"),
             *("--script", "b.py", "--script", "a.py", "--script-timeout", "0.2"),
             *("--report", "r.json", "--duration", "3", "--drain", "0", "-q", "--metrics", "[::1]:9464"),
@@ -62,8 +66,9 @@ def test_every_option_sets_its_field():
         host="shadow",
         marker="X-Mirrored: 1",
         pipeline=True,
-        couple=("cookie:SID",),
+        couple=("cookie:SID", "form:token"),
         couple_auto=True,
+        couple_files=tuple(files),
         couple_wait_s=0.5,
         couple_policy="drop",
         scripts=("b.py", "a.py"),

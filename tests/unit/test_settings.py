@@ -248,7 +248,9 @@ def test_mistake_in_a_file(problems, addition, message):
 
 def test_coupling_rule_that_is_none_is_named_with_its_line(problems):
     text = 'mode = "relay"\nport = 1\nupstream = "a"\ncouple = ["auto", "cokie:a"]\n'
-    assert problems(text).startswith("gopher.toml:4: couple 'cokie:a' is no rule\nhint: use cookie:NAME")
+    assert problems(text).startswith(
+        "gopher.toml:4: couple 'cokie:a' is no rule (did you mean cookie:a?)\nhint: use cookie:NAME"
+    )
 
 
 @pytest.mark.parametrize(
