@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
 import sys
@@ -26,27 +27,38 @@ __all__ = ["READ_BYTES", "Channel", "ChannelPump"]
 
 READ_BYTES: Final = 65_536
 EVENTS_PER_CALL: Final = 4096
-# Before the calls that come after all reading. Once is enough for two connections; traffic that does not stop must not
-# put them off.
-LOOKS_AGAIN: Final = 4
+# A batch that reads requests looks around once more before they go on; traffic that does not stop must not keep the
+# other tasks waiting for ever.
+LOOKS: Final = 5
 _BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 
 
 class ChannelPump:
-    """One epoll descriptor and the channels on it."""
+    """One epoll descriptor and the channels on it.
+
+    Args:
+        accept: takes in the connections that wait to be accepted.
+    """
 
     blocked = 0
     """Every wait of a channel shows in the epoll descriptor."""
 
-    def __init__(self) -> None:
+    def __init__(self, accept: Callable[[], None] = lambda: None) -> None:
         self._epoll = select.epoll()
         self.epoll_fd = self._epoll.fileno()
+        self._accept = accept
         self._channels: dict[int, Channel] = {}
         self._serving = False
         self._to_close: list[tuple[socket.socket, bool]] = []
         self._later: deque[Callable[[], None]] = deque()
+        self._after_look: list[Callable[[], None]] = []
+        self.looks = 0
+        """How often all channels have been looked at, as far as that is over."""
+        # Readable from when it is armed to when that has been seen: a batch is then served although nothing has come.
+        self._wake_fd = os.eventfd(1, os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, 0)
         self.now_s = time.monotonic()
-        """When the last batch, or tick, began."""
+        """Of what is done now, to the length of a look."""
 
     @property
     def open(self) -> int:
@@ -55,19 +67,19 @@ class ChannelPump:
 
     def serve(self) -> tuple[int, list[tuple[Channel, int]]]:
         """Let all ready channels call back. Returns: how many were ready; the decisions are never any."""
-        ready = self._epoll.poll(0, EVENTS_PER_CALL)
-        served = len(ready)
+        served = 0
         self._serving = True
-        self.look_at_clock()
         try:
-            self._call_back(ready)
-            for _ in range(LOOKS_AGAIN):
-                # A channel that was read early in this batch may have got since what one that was read late refers to.
-                if not self._later or not (ready := self._epoll.poll(0, EVENTS_PER_CALL)):
+            for _ in range(LOOKS):
+                self.look_at_clock()
+                served += self._look()
+                # Reading from many takes longer than some of the waits that begin now.
+                self.look_at_clock()
+                self.run_later()
+                if not self._after_look:
                     break
-                served += len(ready)
-                self._call_back(ready)
-            self.run_later()
+            else:
+                self._wake()
         finally:
             self._serving = False
             for sock, hard in self._to_close:
@@ -75,13 +87,24 @@ class ChannelPump:
             self._to_close.clear()
         return served, []
 
-    def _call_back(self, ready: list[tuple[int, int]]) -> None:
+    def _look(self) -> int:
+        """Read what has come, on connections that wait to be accepted too if somebody waits for that."""
+        waiting, self._after_look = self._after_look, []
+        if waiting:
+            self._accept()
+        ready = self._epoll.poll(0, EVENTS_PER_CALL)
         channels = self._channels
         for fd, events in ready:
             channel = channels.get(fd)
             # It may have been closed by one that was served before it.
             if channel is not None:
                 channel.ready(events)
+        self.looks += 1
+        self._later.extend(waiting)
+        return len(ready)
+
+    def _wake(self) -> None:
+        self._epoll.modify(self._wake_fd, select.EPOLLIN | select.EPOLLONESHOT)
 
     def look_at_clock(self) -> None:
         """A turn begins."""
@@ -90,6 +113,12 @@ class ChannelPump:
     def later(self, call: Callable[[], None]) -> None:
         """Call back at the end of this batch or tick: what happens to one connection may let another go on."""
         self._later.append(call)
+
+    def after_look(self, call: Callable[[], None]) -> None:
+        """Call back when whatever has come by now, on any connection, has been read."""
+        self._after_look.append(call)
+        if not self._serving:
+            self._wake()
 
     def run_later(self) -> None:
         """Make the calls that are due."""

@@ -110,6 +110,7 @@ class Framed:
         adopt: takes two sockets that have become a tunnel.
         scripts: to call; may be none.
         tell: prints one line.
+        accept: takes in the downstream connections that wait to be accepted.
 
     Raises:
         ConfigError: a coupling rule is none.
@@ -123,13 +124,14 @@ class Framed:
         adopt: Adopt,
         scripts: Sequence[Script] = (),
         tell: Callable[[str], None] = print,
+        accept: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self.tally = tally
         self.addresses = list(addresses[0])
         """Of the first upstream, the one that answered last first."""
         self.adopt = adopt
-        self.pump = ChannelPump()
+        self.pump = ChannelPump(accept)
         self.task = ServingTask(self.pump, _no_decision)
         self._downstreams: set[Downstream] = set()
         self._ids = count(1)

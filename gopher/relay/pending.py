@@ -45,6 +45,8 @@ class Pending:
 
     # Most requests keep most of these: attributes of the class cost nothing to set up.
     phase = Phase.SENDING
+    due_looks = 0
+    """How many looks at all connections (`ChannelPump.looks`) have to be over before it is looked at."""
     whole = False
     """Whether its end has been reached."""
     pieces: list[bytes] | None = None

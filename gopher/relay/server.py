@@ -140,7 +140,13 @@ class _Run:
         async with trio.open_nursery() as nursery:
             self._transparent = Transparent(config, self._addresses[0], self._tally, nursery, self._take_link)
             self._framed = Framed(
-                config, self._addresses, self._tally, self._transparent.adopt, self._scripts, self._tell
+                config,
+                self._addresses,
+                self._tally,
+                self._transparent.adopt,
+                self._scripts,
+                self._tell,
+                accept=self._accept_waiting,
             )
             await nursery.start(self._signals, nursery)
             for task in (self._transparent.task.run, *self._framed.tasks):
@@ -190,6 +196,13 @@ class _Run:
                 # Anything else is about one connection, which is gone already (accept(2), "Error handling").
                 if failure in _NO_DESCRIPTOR:
                     await trio.sleep(PAUSE_S)
+                    break
+
+    def _accept_waiting(self) -> None:
+        """Accept at once what waits for it; what there is no room or descriptor for waits on."""
+        for listener in self._listeners:
+            for _ in range(ACCEPTS_PER_TURN):
+                if self._tally.open >= self._config.max_connections or self._accept_one(listener):
                     break
 
     def _accept_one(self, listener: socket.socket) -> int:

@@ -74,7 +74,7 @@ class Turns:
         self.scripted: ScriptedConnection | None = None
         """There from the client's first byte on, if there are scripts."""
         self._production = self._pair_production() if framed else None
-        self._requests = RequestQueue(relay.next_id, self._production.expect if self._production is not None else None)
+        self._requests = RequestQueue(relay.next_id, self._read if framed else None)
         self._preparation = Preparation(relay, self)
         self._answers = Answers(self, self._requests, None if framed else downstream)
         self.turn: Pending | None = None
@@ -84,7 +84,7 @@ class Turns:
         self._raw = False
         """A framed link whose bytes are HTTP/1 no more."""
         self._called = False
-        """Whether it goes on at the end of this turn of the pump."""
+        """Whether it goes on after the next look at all connections."""
         self._upstream: UpstreamConnection | None = None
         if upstream is not None:
             self._upstream = UpstreamConnection(relay, self, self._answers.take, upstream)
@@ -122,6 +122,13 @@ class Turns:
             self._go_on_later()
         else:
             self.go_on()
+
+    def _read(self, pending: Pending) -> None:
+        """The head of a request of a framed link has been read."""
+        # This look, and a whole one after it.
+        pending.due_looks = self._pump.looks + 2
+        if self._production is not None:
+            self._production.expect(pending)
 
     def end(self) -> None:
         """The client sends no more; what it has sent is still answered."""
@@ -191,6 +198,9 @@ class Turns:
                 # The relay's own answers, too, wait for a client to take them.
                 break
             if type(event) is not MessageEnded and self._upstream is not None and self._upstream.queued > QUEUE_BYTES:
+                break
+            if type(event) is Pending and event.due_looks > self._pump.looks:
+                self._go_on_later()
                 break
             requests.pop()
             if type(event) is Pending:
@@ -569,11 +579,11 @@ class Turns:
         """Go on when everything that has come by now on any connection has been read.
 
         A client gets a value from production on one connection and says it on the next. Both are here already, and
-        epoll does not tell which came first: so all answers of production are read before any request is looked at.
+        epoll does not tell which came first. So a request of a link is looked at after one more look at all of them.
         """
         if not self._called:
             self._called = True
-            self._pump.later(self._go_on_now)
+            self._pump.after_look(self._go_on_now)
 
     def _go_on_now(self) -> None:
         self._called = False

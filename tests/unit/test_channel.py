@@ -1,5 +1,6 @@
 """Channels and their pump, on real sockets."""
 
+import select
 import socket
 
 import pytest
@@ -31,14 +32,14 @@ class End:
         self.theirs.close()
 
 
-def test_what_came_before_is_read_before_later_calls(pump):
+def test_what_came_before_is_read_before_calls_after_a_look(pump):
     """A client takes a value from one connection to the next: both have come, and the first was read just before."""
     seen = []
 
     def on_second(end):
         # Meanwhile there is more on the first one, which this one refers to.
         first.theirs.send(b"the value")
-        pump.later(lambda: seen.append(first.received))
+        pump.after_look(lambda: seen.append(first.received))
 
     first = End(pump)
     second = End(pump, on_second)
@@ -51,16 +52,50 @@ def test_what_came_before_is_read_before_later_calls(pump):
         end.close()
 
 
-def test_traffic_that_does_not_stop_does_not_put_later_calls_off(pump):
+def test_connections_that_wait_to_be_accepted_are_read_before_calls_after_a_look():
+    seen = []
+    accepted = []
+
+    def accept():
+        accepted.append(End(pump))
+        accepted[0].theirs.send(b"the value")
+
+    pump = ChannelPump(accept)
+    end = End(pump, lambda end: pump.after_look(lambda: seen.append(accepted[0].received)))
+    pump.serve()
+    assert not accepted  # nobody waits: the relay accepts in its own time
+    end.theirs.send(b"the request")
+    pump.serve()
+    assert seen == [b"the value"]
+    for each in (end, *accepted):
+        each.close()
+
+
+def test_calls_after_a_look_wait_for_one_look_whatever_comes_meanwhile(pump):
     seen = []
 
     def on_data(end):
         end.theirs.send(b"more")
-        pump.later(lambda: seen.append(len(end.received)))
+        looks = pump.looks
+        pump.after_look(lambda: seen.append(pump.looks - looks))
 
     end = End(pump, on_data)
     end.theirs.send(b"more")
-    pump.serve()
+    for _ in range(3):
+        # Traffic that does not stop does not keep other tasks waiting.
+        pump.serve()
     assert seen
+    assert set(seen) == {2}  # the one under way, and a whole one
     assert len(end.received) < 100
     end.close()
+
+
+def test_call_after_a_look_is_made_though_nothing_comes(pump):
+    seen = []
+    pump.after_look(lambda: seen.append("called"))
+    with select.epoll() as epoll:
+        epoll.register(pump.epoll_fd, select.EPOLLIN)
+        assert epoll.poll(0)
+        pump.serve()
+        assert seen == ["called"]
+        assert not epoll.poll(0)
