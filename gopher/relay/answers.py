@@ -113,9 +113,8 @@ class Answers:
         """The head of the final answer has come."""
         pending.answer = head
         pending.keep = event.body != "close" and keeps_alive(head)
-        coupling = self._turns.coupling
-        if coupling is not None and coupling.coupler.needs_response_body(head):
-            pending.answer_contents = []
+        if self._turns.coupling is not None:
+            self._turns.learn_from_head(pending, head)
         if self._requests.paused and not pending.switched_by(head):
             self._turns.resume(pending)
 

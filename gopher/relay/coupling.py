@@ -8,9 +8,9 @@ clock: `now_s` comes in with each call and never goes back.
 until the shadow's answer is in; a request that contains it waits, whatever connection it is on. *Inferred* mode has no
 answers of production and binds new values to the shadow sessions of the same client.
 
-Links of several connections are not read in the order of their bytes: a request may come a few milliseconds before the
-answer of production, on another link, that its value stems from. So an unknown value in a place that a rule names waits
-for that answer a short while, if the client is amid something on another connection.
+Links of several connections do not come in the order of their bytes: a request may be here a few milliseconds before
+the answer of production, on another link, that its value stems from. So an unknown value in a place that a rule names
+waits for that answer a short while, once.
 
 Invariants: a value is replaced only by what the shadow handed out in the same structural place; each table is bounded;
 no value leaves this module but in a request to the shadow: reprs and statistics carry none.
@@ -62,7 +62,9 @@ _INFERRED: Final = frozenset({"cookie", "field"})
 _NO_COOKIES: Final[dict[bytes, tuple[bytes, bytes | None]]] = {}  # shared by most requests; never changed
 _NO_BLOCKERS: Final[frozenset[Blocker]] = frozenset()
 _NO_KEYS: Final[frozenset[bytes]] = frozenset()
-_LOGIN: Final = re.compile(rb"(?i)log-?_?[io]n|sign-?_?[io]n|/auth|/sso|/sessions?/new")
+_LOGIN: Final = re.compile(
+    rb"(?i)login|logon|(?<!b)log[-_][io]n|sign-?_?[io]n(?!g)|/auth(?!ors?\b)|/sso|/sessions?/new"
+)
 _REJECTIONS: Final = frozenset({401, 403, 419})
 
 
@@ -120,7 +122,7 @@ class Coupler:
         # Values that had their chance: the shadow's answer had no counterpart, production did not hand them out in
         # time, or there was no session to be bound to.
         self._strangers = AliasTable(max_aliases, ttl_s)
-        # Client -> exchanges that were sent, and of which an answer is to come -> their connections.
+        # Inferred mode: client -> exchanges that were sent and are not answered -> their connections.
         self._in_flight: dict[Hashable, dict[Hashable, Hashable]] = {}
 
         self._learned = 0
@@ -146,7 +148,10 @@ class Coupler:
         return not self._cookies_only and may_hold_values(head)
 
     def needs_response_body(self, head: ResponseHead) -> bool:
-        """The same for `production_response` and `shadow_response`; always False if no rule looks at bodies."""
+        """The same for `production_response` and `shadow_response`; always False if no rule looks at bodies.
+
+        If not, the response may be given when its head is there; if so, `production_head` and `shadow_head` want that.
+        """
         return self._reader.needs_body(head)
 
     def request(
@@ -205,6 +210,19 @@ class Coupler:
         with suppress(KeyError):
             self._waiting.leave(ticket)
 
+    def production_head(
+        self, exchange_id: Hashable, client: Hashable, connection_id: Hashable, head: ResponseHead, now_s: float
+    ) -> list[int]:
+        """The head of an answer whose body `production_response` will bring: cookies and redirects count from now on.
+        A client uses them while the body is still on its way.
+
+        Returns:
+            As `production_response`.
+        """
+        if head.status < 200:
+            return []
+        return self._produced_head(exchange_id, self._exchange(exchange_id, client, connection_id, now_s), head, now_s)
+
     def production_response(
         self,
         exchange_id: Hashable,
@@ -222,25 +240,27 @@ class Coupler:
         """
         if head.status < 200:
             return []
-        handed = self._reader.read(head, content)
         record = self._exchange(exchange_id, client, connection_id, now_s)
-        record.production = handed
-        record.production_status = head.status
-        if handed.unread:
-            self._unread += 1
         released: list[int] = []
+        if record.production_head is None:
+            released = self._produced_head(exchange_id, record, head, now_s)
+        record.production = handed = self._reader.read_rest(head, content)
         if handed is not NOTHING:
-            for name, value in _named(handed):
-                for form, _ in _forms(value, b""):
-                    key = alias_key(name, form)
-                    if self._aliases.get(key, now_s) is None and self._strangers.get(key, now_s) is None:
-                        self._pending.setdefault(key, set()).add(exchange_id)
-                        record.pending = record.pending | {key}
-                        self._known.met(form)
-                        released += self._seen(key, exchange_id, record)
+            self._unread += handed.unread
+            keys, more = self._announce(exchange_id, record, handed, now_s)
+            record.pending = record.pending | keys
+            released += more
         if record.shadow is not None:
             released += self._complete(exchange_id, record, now_s)
         return released
+
+    def shadow_head(
+        self, exchange_id: Hashable, client: Hashable, connection_id: Hashable, head: ResponseHead, now_s: float
+    ) -> list[int]:
+        """As `production_head`, of the shadow."""
+        if head.status < 200:
+            return []
+        return self._shadowed_head(exchange_id, self._exchange(exchange_id, client, connection_id, now_s), head, now_s)
 
     def shadow_response(
         self,
@@ -256,22 +276,21 @@ class Coupler:
         Returns:
             Tickets that may go on now.
         """
-        status = head.status
-        if status < 200:
+        if head.status < 200:
             return []
-        handed = self._reader.read(head, content)
-        if handed.unread:
-            self._unread += 1
-        if self._auto and handed.cookies:
-            self._watch(handed.cookies)
         record = self._exchange(exchange_id, client, connection_id, now_s)
+        released: list[int] = []
+        if record.shadow_head is None:
+            released = self._shadowed_head(exchange_id, record, head, now_s)
+        handed = self._reader.read_rest(head, content)
+        self._unread += handed.unread
         if self._inference is not None:
             if handed is not NOTHING:
                 self._infer(record, handed, self._inference, now_s)
             return self._forget(exchange_id, record)
         record.shadow = handed
-        record.shadow_verdict = _verdict(head) if status >= 300 else ""
-        return [] if record.production is None else self._complete(exchange_id, record, now_s)
+        record.shadow_verdict = _verdict(head) if head.status >= 300 else ""
+        return released if record.production is None else released + self._complete(exchange_id, record, now_s)
 
     def abandoned(self, exchange_id: Hashable) -> list[int]:
         """An answer to the exchange will never come: a connection failed, or the request was not sent.
@@ -344,11 +363,8 @@ class Coupler:
         record = self._exchange(exchange_id, scan.client, scan.connection_id, scan.now_s)
         record.requested = True
         record.sent = scan.sent
-        flying = self._in_flight.get(scan.client)
-        if flying is None:
-            self._in_flight[scan.client] = {exchange_id: scan.connection_id}
-        else:
-            flying[exchange_id] = scan.connection_id
+        if self._inference is not None:
+            self._in_flight.setdefault(scan.client, {})[exchange_id] = scan.connection_id
         self._missed += scan.missed
         if head is None:
             return _UNCHANGED
@@ -358,19 +374,13 @@ class Coupler:
     def _forget(self, exchange_id: Hashable, record: _Exchange) -> list[int]:
         del self._exchanges[exchange_id]
         released: list[int] = []
-        for key in record.pending:
-            exchanges = self._pending.get(key)
-            if exchanges is not None and exchange_id in exchanges:
-                exchanges.remove(exchange_id)
-                if not exchanges:
-                    del self._pending[key]
-                released += self._waiting.unblock((key, exchange_id))
+        for key in record.pending_of_head | record.pending:
+            released += self._give_up(exchange_id, key)
         flying = self._in_flight.get(record.client)
         if flying is not None and flying.pop(exchange_id, None) is not None:
             if not flying:
                 del self._in_flight[record.client]
-            if self._inference is not None:
-                released += self._waiting.unblock((None, exchange_id))
+            released += self._waiting.unblock((None, exchange_id))
         return released
 
     # Learning.
@@ -385,11 +395,53 @@ class Coupler:
                 self._waiting.block(ticket, (key, exchange_id))
         return self._waiting.unblock((key, None))
 
-    def _complete(self, exchange_id: Hashable, record: _Exchange, now_s: float) -> list[int]:
-        production, shadow = record.production, record.shadow
+    def _produced_head(self, exchange_id: Hashable, record: _Exchange, head: ResponseHead, now_s: float) -> list[int]:
+        record.production_head = handed = self._reader.read_head(head)
+        record.production_status = head.status
+        released: list[int] = []
+        if handed is not NOTHING:
+            record.pending_of_head, released = self._announce(exchange_id, record, handed, now_s)
+        if record.shadow_head is not None:
+            self._pair_heads(exchange_id, record, now_s, released)
+        return released
+
+    def _shadowed_head(self, exchange_id: Hashable, record: _Exchange, head: ResponseHead, now_s: float) -> list[int]:
+        record.shadow_head = handed = self._reader.read_head(head)
+        released: list[int] = []
+        if handed is not NOTHING:
+            if self._auto:
+                self._watch(handed.cookies)
+            if self._inference is not None:
+                self._infer(record, handed, self._inference, now_s)
+        if record.production_head is not None:
+            self._pair_heads(exchange_id, record, now_s, released)
+        return released
+
+    def _announce(
+        self, exchange_id: Hashable, record: _Exchange, handed: HandedOut, now_s: float
+    ) -> tuple[frozenset[bytes], list[int]]:
+        """Production has handed these out: whoever says one that has no counterpart waits for the shadow's answer.
+
+        Returns:
+            The keys of those, and tickets that may go on.
+        """
+        keys = set()
+        released: list[int] = []
+        for name, value in _named(handed):
+            for form, _ in _forms(value, b""):
+                key = alias_key(name, form)
+                if self._aliases.get(key, now_s) is None and self._strangers.get(key, now_s) is None:
+                    self._pending.setdefault(key, set()).add(exchange_id)
+                    keys.add(key)
+                    self._known.met(form)
+                    released += self._seen(key, exchange_id, record)
+        return frozenset(keys), released
+
+    def _pair_heads(self, exchange_id: Hashable, record: _Exchange, now_s: float, released: list[int]) -> None:
+        """Both heads are in."""
+        production, shadow = record.production_head, record.shadow_head
         assert production is not None
         assert shadow is not None
-        released: list[int] = []
         if production is not NOTHING or shadow is not NOTHING:
             for name in production.cookies.keys() | shadow.cookies.keys():
                 produced, shadowed = self._cookie_pair(
@@ -397,19 +449,49 @@ class Coupler:
                 )
                 if produced and shadowed:
                     self._learn(name, produced, shadowed, now_s, released)
-            for rule, values in production.values.items():
-                counterparts = shadow.values.get(rule, ())
-                # Another number of values means another page: which belongs to which would be a guess.
-                if len(values) == len(counterparts):
-                    for produced, shadowed in zip(values, counterparts, strict=True):
-                        self._learn(rule.name, produced, shadowed, now_s, released)
+            self._pair_values(production, shadow, now_s, released)
+            released += self._settle(exchange_id, record.pending_of_head, now_s)
+
+    def _pair_values(self, production: HandedOut, shadow: HandedOut, now_s: float, released: list[int]) -> None:
+        for rule, values in production.values.items():
+            counterparts = shadow.values.get(rule, ())
+            # Another number of values means another page: which belongs to which would be a guess.
+            if len(values) == len(counterparts):
+                for produced, shadowed in zip(values, counterparts, strict=True):
+                    self._learn(rule.name, produced, shadowed, now_s, released)
+
+    def _complete(self, exchange_id: Hashable, record: _Exchange, now_s: float) -> list[int]:
+        """Both answers are in."""
+        production, shadow = record.production, record.shadow
+        assert production is not None
+        assert shadow is not None
+        released: list[int] = []
+        if production is not NOTHING:
+            self._pair_values(production, shadow, now_s, released)
+            released += self._settle(exchange_id, record.pending, now_s)
         if record.shadow_verdict and 200 <= record.production_status < 300:
             self._divergences[record.shadow_verdict] = self._divergences.get(record.shadow_verdict, 0) + 1
-        for key in record.pending:
+        return released + self._forget(exchange_id, record)
+
+    def _settle(self, exchange_id: Hashable, keys: frozenset[bytes], now_s: float) -> list[int]:
+        """The exchange has given what counterparts it can give to these."""
+        released = []
+        for key in keys:
             if key in self._pending:
                 # Not waited for again: production may send a value like this with each answer, to every client.
                 self._strangers.set(key, b"", now_s)
-        return released + self._forget(exchange_id, record)
+                released += self._give_up(exchange_id, key)
+        return released
+
+    def _give_up(self, exchange_id: Hashable, key: bytes) -> list[int]:
+        """The exchange will not give this one a counterpart (any more)."""
+        exchanges = self._pending.get(key)
+        if exchanges is None or exchange_id not in exchanges:
+            return []
+        exchanges.remove(exchange_id)
+        if not exchanges:
+            del self._pending[key]
+        return self._waiting.unblock((key, exchange_id))
 
     def _cookie_pair(
         self,
@@ -519,8 +601,8 @@ class _Exchange:
     """What is known of an exchange of which something is still to come."""
 
     __slots__ = (
-        "client", "connection_id", "pending", "production", "production_status", "requested", "sent", "shadow",
-        "shadow_verdict", "since_s",
+        "client", "connection_id", "pending", "pending_of_head", "production", "production_head", "production_status",
+        "requested", "sent", "shadow", "shadow_head", "shadow_verdict", "since_s",
     )  # fmt: skip
 
     def __init__(self, client: Hashable, connection_id: Hashable, since_s: float) -> None:
@@ -531,12 +613,17 @@ class _Exchange:
         """Whether the shadow got the request."""
         self.sent: dict[bytes, tuple[bytes, bytes | None]] = _NO_COOKIES
         """Coupled cookies of the request: production's value, and what the shadow got for it, if anything."""
+        self.production_head: HandedOut | None = None
+        """What the rules that look at heads alone find; with the next one, all."""
         self.production: HandedOut | None = None
         self.production_status = 0
+        self.shadow_head: HandedOut | None = None
         self.shadow: HandedOut | None = None
         self.shadow_verdict = ""
+        self.pending_of_head = _NO_KEYS
+        """Keys of the values of production's head whose counterpart the shadow's may hold."""
         self.pending = _NO_KEYS
-        """Keys of the values whose counterpart the shadow's answer may hold."""
+        """Of the other values."""
 
 
 class _Scan:
@@ -599,16 +686,14 @@ class _Scan:
             self.awaited = self.awaited | {key}
 
     def _await_production(self, key: bytes) -> None:
-        """Wait for an answer of production that may hand this value out, if there can be one that is late."""
+        """Wait for an answer of production that may hand this value out, on a link that is behind this one.
+
+        Nothing tells whether there is one: the link may be so new that nothing of it has come.
+        """
         coupler = self._coupler
-        # One's own connection is read in order. On another, an exchange that production has answered counts as long as
-        # the shadow has not: requests behind it are not sent yet, and production may have answered those.
-        flying = coupler._in_flight.get(self.client)
         if (
             self.held is None
             and coupler._overtake_s > 0
-            and flying is not None
-            and any(connection_id != self.connection_id for connection_id in flying.values())
             and coupler._strangers.get(key, self.now_s) is None
             and coupler._unseen.setdefault(key, self.now_s + coupler._overtake_s) > self.now_s
         ):

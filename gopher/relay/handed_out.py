@@ -6,6 +6,7 @@ bodies only if a rule needs it: at most `MAX_BODY_BYTES` of them, gzip and defla
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import zlib
@@ -39,6 +40,9 @@ _URL_ATTRIBUTES: Final = frozenset({"href", "action", "src", "formaction"})
 # standard library reads 3 MB/s, this 30: so it gets only the tags that a rule's name stands in. A "<" within a tag's
 # attributes ends the piece: browsers and frameworks write it &lt; there.
 _PIECE: Final = re.compile(rb"(?is)<!--.*?(?:-->|\Z)|<(script|style|textarea|title)\b.*?(?:</\1|\Z)|<[a-z][^<]*")
+# Of zlib, by content coding. RFC 9110 section 8.4.1.2 notes servers that send "deflate" without the zlib header.
+_WINDOWS: Final = {b"gzip": (31,), b"x-gzip": (31,), b"deflate": (15, -15)}
+_MAX_MEMBERS: Final = 1024  # each costs a new decoder
 _CHARSET: Final = re.compile(rb"(?i)charset=[\"']?([\w-]+)")
 
 
@@ -74,10 +78,9 @@ class ResponseReader:
         self._url_rules = tuple(rule for rule in rules if rule.kind == "query")
         self._patterns = tuple(rule for rule in rules if rule.kind == "regex")
         self._body_rules = tuple(rule for rule in rules if rule.kind in BODY_KINDS)
-        self._cookies_only = not (self._head_rules or self._body_rules)
 
     def needs_body(self, head: ResponseHead) -> bool:
-        """Whether `read` wants the body of this response."""
+        """Whether `read_rest` wants the body of this response."""
         if not self._body_rules or head.status < 200:
             return False
         content_type = head.headers.get(b"content-type") or b""
@@ -86,44 +89,54 @@ class ResponseReader:
         length = head.headers.get(b"content-length")
         return length is None or not length.isdigit() or int(length) <= MAX_BODY_BYTES
 
-    def read(self, head: ResponseHead, content: bytes | None) -> HandedOut:
-        """What the response hands out; `NOTHING` if that is nothing."""
+    def read_head(self, head: ResponseHead) -> HandedOut:
+        """What the rules that need nothing but the head find; `NOTHING` if that is nothing."""
         headers = head.headers
         set_cookies = headers.get_all(b"set-cookie") if self._every_cookie or self._cookie_names else ()
-        if self._cookies_only and not set_cookies:
+        if not (set_cookies or self._head_rules):
             return NOTHING
         found = HandedOut()
         for line in set_cookies:
             name, _, _ = line.partition(b"=")
             if self._every_cookie or name.strip() in self._cookie_names:
                 name, value = parse_set_cookie(line, headers.get(b"date"))
-                if name and len(value) <= MAX_VALUE_BYTES:
+                # A cookie that is set, and deleted under another path as well, is there.
+                if name and len(value) <= MAX_VALUE_BYTES and (value or name not in found.cookies):
                     found.cookies[name] = value
-        if not self._cookies_only:
-            self._read_head(head, found)
-            if self._body_rules and content:
-                self._read_body(head, content, found)
-            elif self._body_rules and content is None and not self.needs_body(head):
-                found.unread = not _SESSIONLESS_TYPES.match(headers.get(b"content-type") or b"")
-        return found if found.cookies or found.values or found.unread else NOTHING
-
-    def _read_head(self, head: ResponseHead, found: HandedOut) -> None:
-        location = head.headers.get(b"location")
+        location = headers.get(b"location")
         for rule in self._head_rules:
             if rule.kind == "header":
-                _put(found, rule, (value[bearer_offset(value) :] for value in head.headers.get_all(rule.name)))
+                _put(found, rule, (value[bearer_offset(value) :] for value in headers.get_all(rule.name)))
             elif location is None:
                 continue
             elif rule.template:
                 _put(found, rule, _template_value(rule.template, location))
             else:
                 _put(found, rule, (value for name, value in url_parameters(location) if name == rule.name))
+        return found if found.cookies or found.values else NOTHING
+
+    def read_rest(self, head: ResponseHead, content: bytes | None) -> HandedOut:
+        """What the other rules find, which look at bodies; `NOTHING` if that is nothing.
+
+        Args:
+            head: of the response.
+            content: its body, without framing; None if it is too long or not wanted.
+        """
+        if not self._body_rules:
+            return NOTHING
+        found = HandedOut()
+        location = head.headers.get(b"location")
         if location is not None:
             for rule in self._url_rules:
                 _put(found, rule, (value for name, value in url_parameters(location) if name == rule.name))
         for rule in self._patterns:
             assert rule.pattern is not None
             _put(found, rule, (match[1] or b"" for match in rule.pattern.finditer(head.to_bytes())))
+        if content:
+            self._read_body(head, content, found)
+        elif content is None and not self.needs_body(head):
+            found.unread = not _SESSIONLESS_TYPES.match(head.headers.get(b"content-type") or b"")
+        return found if found.values or found.unread else NOTHING
 
     def _read_body(self, head: ResponseHead, content: bytes, found: HandedOut) -> None:
         body = _decoded(content, head.headers.get(b"content-encoding"))
@@ -216,18 +229,30 @@ def _template_value(template: tuple[bytes, ...], location: bytes) -> list[bytes]
 
 
 def _decoded(content: bytes, coding: bytes | None) -> bytes | None:
-    """The body without its Content-Encoding, cut at `MAX_BODY_BYTES`; None if it cannot be read."""
+    """The body without its Content-Encoding; None if it cannot be read, or is longer than `MAX_BODY_BYTES`."""
     name = (coding or b"identity").strip().lower()
     if name == b"identity":
-        return content[:MAX_BODY_BYTES]
-    if name not in {b"gzip", b"x-gzip", b"deflate"}:
+        return content
+    if name not in _WINDOWS:
         return None
-    # RFC 9110 section 8.4.1.2 notes servers that send "deflate" without the zlib header, whose first byte says so.
-    headless = name == b"deflate" and content[:1] and content[0] & 0x0F != 8
-    try:
-        return zlib.decompressobj(-15 if headless else 47).decompress(content, MAX_BODY_BYTES)
-    except zlib.error:
-        return None
+    for window in _WINDOWS[name]:
+        with contextlib.suppress(zlib.error):
+            return _inflated(content, window)
+    return None
+
+
+def _inflated(content: bytes, window: int) -> bytes | None:
+    """Raises: zlib.error."""
+    pieces: list[bytes] = []
+    room = MAX_BODY_BYTES
+    while content:  # RFC 1952 section 2.2: a gzip file is a series of members
+        inflater = zlib.decompressobj(window)
+        pieces.append(inflater.decompress(content, room + 1))
+        room -= len(pieces[-1])
+        if room < 0 or len(pieces) > _MAX_MEMBERS:
+            return None
+        content = inflater.unused_data
+    return b"".join(pieces)
 
 
 def _parsed(body: bytes) -> Any:

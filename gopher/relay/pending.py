@@ -61,6 +61,8 @@ class Pending:
     answer_bytes = 0
     """Of what is kept of it."""
     answered = False
+    abandoned = False
+    """Whether an answer of the shadow cannot come any more: production's teaches nothing."""
     keep = True
     """Whether the connection that the answer comes on outlives it."""
     own: tuple[int, bytes] | None = None

@@ -79,7 +79,7 @@ class ProductionAnswers:
         try:
             return self._read(self._parser.feed(data), now_s)
         except RemoteProtocolError:
-            return self.lose()
+            return self.lose(now_s)
 
     def gap(self, length: int, now_s: float) -> list[int]:
         """So many bytes of production are missing. In a body of known length, that no rule reads, this is no loss."""
@@ -87,7 +87,7 @@ class ProductionAnswers:
             return []
         pending = self._unanswered[0] if self._unanswered else None
         if pending is None or pending.produced_contents is not None or pending.produced_left < length:
-            return self.lose()
+            return self.lose(now_s)
         released = []
         for begin in range(0, length, FILL_BYTES):
             released += self.feed(bytes(min(FILL_BYTES, length - begin)), now_s)
@@ -96,27 +96,32 @@ class ProductionAnswers:
     def end(self, now_s: float) -> list[int]:
         """Production has ended the connection."""
         if self.lost or not self._aligned:
-            return self.lose()
+            return self.lose(now_s)
         try:
-            return self._read(self._parser.end(), now_s) + self.lose()
+            return self._read(self._parser.end(), now_s) + self.lose(now_s)
         except RemoteProtocolError:
-            return self.lose()
+            return self.lose(now_s)
 
-    def restart(self) -> list[int]:
+    def restart(self, now_s: float) -> list[int]:
         """The client's direction had a gap: the next request is the first again."""
-        released = self.lose()
+        released = self.lose(now_s)
         self._parser = MessageParser("response", limits=LIMITS)
         self._aligned = self.lost = False
         return released
 
-    def lose(self) -> list[int]:
+    def lose(self, now_s: float) -> list[int]:
         """No more answers are to be paired."""
         self.lost = True
         released: list[int] = []
         while self._unanswered:
             pending = self._unanswered.popleft()
-            if self._coupler is not None:
+            if self._coupler is None or pending.abandoned:
+                continue
+            if pending.produced is None:
                 released += self._coupler.abandoned(pending.id)
+            elif self._learns_from_body(pending.produced):
+                # What its head said stays.
+                released += self._tell(pending, pending.produced, None, now_s)
         return released
 
     def _read(self, events: Iterable[MessageEvent], now_s: float) -> list[int]:
@@ -129,8 +134,17 @@ class ProductionAnswers:
                     pending = self._unanswered[0]
                     pending.produced = head
                     pending.produced_left = event.length or 0
-                    if self._show is not None or self._learns_from_body(head):
+                    learns_from_body = self._learns_from_body(head)
+                    if self._show is not None or learns_from_body:
                         pending.produced_contents = []
+                    if self._coupler is not None and not pending.abandoned:
+                        # Now, and not when the body is in: the client has the cookie already.
+                        if learns_from_body:
+                            released += self._coupler.production_head(
+                                pending.id, self._client, self._connection_id, head, now_s
+                            )
+                        else:
+                            released += self._tell(pending, head, None, now_s)
             elif isinstance(event, BodyReceived):
                 pending = self._unanswered[0]
                 pending.produced_left -= len(event.content)
@@ -144,7 +158,7 @@ class ProductionAnswers:
                     released += self._complete(self._unanswered.popleft(), now_s)
             else:
                 # Another protocol.
-                return released + self.lose()
+                return released + self.lose(now_s)
         return released
 
     def _complete(self, pending: Pending, now_s: float) -> list[int]:
@@ -153,13 +167,13 @@ class ProductionAnswers:
         content = None if contents is None else b"".join(contents)
         if self._show is not None:
             self._show(pending, content)
-        if self._coupler is None:
+        if self._coupler is None or pending.abandoned or not self._learns_from_body(pending.produced):
             return []
-        if not self._learns_from_body(pending.produced):
-            content = None
-        return self._coupler.production_response(
-            pending.id, self._client, self._connection_id, pending.produced, content, now_s
-        )
+        return self._tell(pending, pending.produced, content, now_s)
+
+    def _tell(self, pending: Pending, head: ResponseHead, content: bytes | None, now_s: float) -> list[int]:
+        assert self._coupler is not None
+        return self._coupler.production_response(pending.id, self._client, self._connection_id, head, content, now_s)
 
     def _learns_from_body(self, head: ResponseHead) -> bool:
         return self._coupler is not None and self._coupler.needs_response_body(head)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gopher.errors import RemoteProtocolError
+    from gopher.http.messages import ResponseHead
     from gopher.link import ProxyHeader
     from gopher.relay.downstream import Downstream
     from gopher.relay.framed import Framed
@@ -149,7 +150,7 @@ class Turns:
         requests.restart()
         self._stale = True
         if self._production is not None:
-            self._release(self._production.restart())
+            self._release(self._production.restart(self._pump.now_s))
 
     def reset(self) -> None:
         """The client of a framed link has reset its connection."""
@@ -440,17 +441,31 @@ class Turns:
         if held.failure and self._upstream is upstream and not self._downstream.over:
             self.upstream_ended(held.failure)
 
-    def learn(self, pending: Pending) -> None:
-        """The answer to a request is complete: what does it hand out?"""
-        coupling = self.coupling
-        if coupling is not None and pending.answer is not None:
-            contents, pending.answer_contents = pending.answer_contents, None
-            content = None if contents is None else b"".join(contents)
-            released = coupling.coupler.shadow_response(
-                pending.id, self.client, self.connection_id, pending.answer, content, self._pump.now_s
+    def learn_from_head(self, pending: Pending, head: ResponseHead) -> None:
+        """The head of the final answer has come: what does it hand out? Decides whether the body is kept."""
+        assert self.coupling is not None
+        if self.coupling.coupler.needs_response_body(head):
+            pending.answer_contents = []
+            released = self.coupling.coupler.shadow_head(
+                pending.id, self.client, self.connection_id, head, self._pump.now_s
             )
-            if released:
-                coupling.release(released)
+            self._release(released)
+        else:
+            self._learn(pending, head, None)
+
+    def _learn(self, pending: Pending, head: ResponseHead, content: bytes | None) -> None:
+        assert self.coupling is not None
+        released = self.coupling.coupler.shadow_response(
+            pending.id, self.client, self.connection_id, head, content, self._pump.now_s
+        )
+        self._release(released)
+
+    def learn(self, pending: Pending) -> None:
+        """The answer to a request is complete: what does its body hand out?"""
+        if self.coupling is not None and pending.answer is not None:
+            if self.coupling.coupler.needs_response_body(pending.answer):
+                contents, pending.answer_contents = pending.answer_contents, None
+                self._learn(pending, pending.answer, None if contents is None else b"".join(contents))
             if self._production is not None and self._production.lost:
                 self._abandon(pending)
 
@@ -490,7 +505,7 @@ class Turns:
         self.turn = None
         self._go_raw()
         if self._production is not None:
-            self._release(self._production.lose())
+            self._release(self._production.lose(self._pump.now_s))
         if from_client and self._upstream is not None:
             self._upstream.write(from_client)
             self._upstream.flush()
@@ -597,6 +612,7 @@ class Turns:
             self._abandon(pending)
 
     def _abandon(self, pending: Pending) -> None:
+        pending.abandoned = True
         if self.coupling is not None:
             self._release(self.coupling.coupler.abandoned(pending.id))
         if self.scripted is not None:
@@ -622,6 +638,6 @@ class Turns:
         """The downstream connection is over."""
         self.stop(hard=hard)
         if self._production is not None:
-            self._release(self._production.lose())
+            self._release(self._production.lose(self._pump.now_s))
         if self.scripted is not None:
             self.scripted.closed()

@@ -43,6 +43,12 @@ class Traffic:
             exchange, *self._who(exchange), response_head(status, *lines), content, self.now_s
         )
 
+    def production_head(self, exchange, *lines):
+        return self.coupler.production_head(exchange, *self._who(exchange), response_head(200, *lines), self.now_s)
+
+    def shadow_head(self, exchange, *lines):
+        return self.coupler.shadow_head(exchange, *self._who(exchange), response_head(200, *lines), self.now_s)
+
     def pair(self, exchange, produced, shadowed, **who):
         """One exchange that gives production's and the shadow's user these header lines."""
         self.request(exchange, **who)

@@ -100,7 +100,7 @@ def test_several_coupled_cookies_in_several_lines():
 
 
 def test_given_head_stays_as_it_was():
-    traffic = coupled()
+    traffic = coupled(overtake_s=0)
     head = traffic.request("next", SENT_P).head
     again = traffic.coupler.request("again", "c", "c9", head, None, 0.0)
     assert again == Unchanged()  # the shadow's own value is nobody's
@@ -166,7 +166,7 @@ def test_rotation_by_the_shadow_alone_moves_the_alias():
 
 
 def test_session_from_before_the_mirror_starts_with_the_shadows_answer():
-    traffic = Traffic("cookie:sid")
+    traffic = Traffic("cookie:sid", overtake_s=0)
     assert traffic.request("old", SENT_P) == Unchanged()
     assert traffic.statistics.requests_missed == 1
     traffic.production("old")
@@ -176,7 +176,7 @@ def test_session_from_before_the_mirror_starts_with_the_shadows_answer():
 
 
 def test_of_two_answers_to_an_unknown_session_the_first_counts():
-    traffic = Traffic("cookie:sid")
+    traffic = Traffic("cookie:sid", overtake_s=0)
     traffic.request("one", SENT_P, connection="c1")
     traffic.request("two", SENT_P, connection="c2", client="other")
     for exchange, line in (("one", SET_S), ("two", SET_S2)):
@@ -187,7 +187,7 @@ def test_of_two_answers_to_an_unknown_session_the_first_counts():
 
 @pytest.mark.parametrize("attribute", [b"Max-Age=0", b"Expires=Thu, 01 Jan 1970 00:00:00 GMT"])
 def test_deleted_cookie_is_no_alias(attribute):
-    traffic = coupled()
+    traffic = coupled(overtake_s=0)
     traffic.request("logout", SENT_P)
     traffic.production("logout", b"Set-Cookie: sid=gone; " + attribute)
     traffic.shadow("logout", b"Set-Cookie: sid=left; " + attribute)
@@ -211,7 +211,7 @@ def test_request_waits_for_the_shadow_and_others_flow():
     traffic.production("login", SET_P)
     wait = traffic.request("next", SENT_P, connection="c2")
     assert wait == Wait(1, traffic.now_s + 2.0)
-    assert traffic.request("other", b"Cookie: sid=other", client="other", connection="c3") == Unchanged()
+    assert traffic.request("other", b"Cookie: other=1", client="other", connection="c3") == Unchanged()
     assert traffic.statistics.requests_waiting == 1
     traffic.now_s += 0.5
     assert traffic.shadow("login", SET_S) == [1]
@@ -348,6 +348,43 @@ def test_cancelled_ticket_is_forgotten():
         traffic.proceed(first.ticket)
 
 
+def test_heads_are_paired_before_the_bodies_are_in():
+    traffic = Traffic("cookie:sid", "form:csrf")
+    traffic.request("login")
+    assert traffic.production_head("login", SET_P) == []
+    waiting = traffic.request("next", SENT_P, connection="c2")
+    assert traffic.shadow_head("login", SET_S) == [waiting.ticket]
+    assert cookies_of(traffic.proceed(waiting.ticket)) == [b"sid=" + S]
+    # Meanwhile the shadow rotates: the end of the bodies teaches nothing old.
+    traffic.shadow("next", SET_S2)
+    traffic.production("next")
+    traffic.production("login", SET_P, HTML, content=b"<input type=hidden name=csrf value=pppp>")
+    traffic.shadow("login", SET_S, HTML, content=b"<input type=hidden name=csrf value=ssss>")
+    result = traffic.request("last", SENT_P, FORM, content=b"csrf=pppp")
+    assert (cookies_of(result), result.content) == ([b"sid=" + S2], b"csrf=ssss")
+
+
+def test_head_without_the_value_releases_what_waits_for_it():
+    traffic = Traffic("cookie:sid", "form:csrf")
+    traffic.request("login")
+    traffic.production_head("login", SET_P)
+    waiting = traffic.request("next", SENT_P, connection="c2")
+    assert traffic.shadow_head("login") == [waiting.ticket]
+    assert isinstance(traffic.proceed(waiting.ticket), Unchanged)
+    assert isinstance(traffic.request("another", SENT_P, connection="c3"), Unchanged)
+    # What the body may say is still waited for.
+    traffic.production("login", SET_P, HTML, content=b"<input type=hidden name=csrf value=pppp>")
+    assert isinstance(traffic.request("form", FORM, content=b"csrf=pppp", connection="c4"), Wait)
+
+
+def test_interim_heads_are_ignored():
+    traffic = Traffic("cookie:sid", overtake_s=0)
+    head = response_head(103, SET_P)
+    for take in (traffic.coupler.production_head, traffic.coupler.shadow_head):
+        assert take("login", "192.0.2.1", "c1", head, traffic.now_s) == []
+    assert isinstance(traffic.request("next", SENT_P, connection="c2"), Unchanged)
+
+
 def test_interim_answers_are_ignored():
     traffic = Traffic("cookie:sid")
     traffic.request("login")
@@ -427,17 +464,15 @@ def test_value_production_does_not_hand_out_in_time_is_sent_and_not_waited_for_a
     assert (statistics.requests_timed_out, statistics.requests_dropped) == (0, 0)
 
 
-@pytest.mark.parametrize("who", [{"connection": "c1"}, {"connection": "c2", "client": "other"}])
-def test_only_what_the_client_does_on_another_connection_can_be_overtaken(who):
+def test_value_never_seen_waits_though_nothing_is_known_to_be_under_way():
     traffic = Traffic("cookie:sid")
-    traffic.request("slow")
-    assert traffic.request("next", SENT_P, **who) == Unchanged()
-
-
-def test_nothing_waits_for_production_when_all_is_answered():
-    traffic = Traffic("cookie:sid")
-    traffic.pair("page", b"X: y", b"X: y")
-    assert traffic.request("next", SENT_P, connection="c2") == Unchanged()
+    wait = traffic.request("next", SENT_P, connection="c2")
+    assert wait == Wait(1, traffic.now_s + 2.0)
+    # The link that is behind is a new one.
+    traffic.request("login")
+    traffic.production("login", SET_P)
+    assert traffic.shadow("login", SET_S) == [wait.ticket]
+    assert cookies_of(traffic.proceed(wait.ticket)) == [b"sid=" + S]
 
 
 def test_answer_to_a_request_that_is_queued_behind_another_can_be_overtaken():
@@ -474,13 +509,15 @@ def test_value_that_the_requests_own_answer_sets_again_is_not_waited_for():
     assert traffic.statistics.requests_missed == 1
 
 
-def test_session_from_before_the_mirror_waits_until_the_shadow_starts_it_anew():
+def test_session_from_before_the_mirror_waits_once():
     traffic = Traffic("cookie:sid")
-    traffic.request("one", SENT_P)
-    wait = traffic.request("two", SENT_P, connection="c2")
-    traffic.production("one")
-    assert traffic.shadow("one", SET_S) == [wait.ticket]
-    assert cookies_of(traffic.proceed(wait.ticket)) == [b"sid=" + S]
+    waits = [traffic.request(number, SENT_P, connection=number) for number in range(2)]
+    assert traffic.tick(0.25) == [wait.ticket for wait in waits]
+    assert [traffic.proceed(wait.ticket) for wait in waits] == [Unchanged(), Unchanged()]
+    assert traffic.request("again", SENT_P) == Unchanged()
+    traffic.production("again")
+    traffic.shadow("again", SET_S)
+    assert cookies_of(traffic.request("next", SENT_P)) == [b"sid=" + S]
 
 
 def test_request_can_wait_for_productions_and_the_shadows_answer_at_once():
@@ -585,7 +622,7 @@ def test_in_no_order_does_the_shadow_see_a_value_that_could_be_translated(users)
 
 
 def test_least_recently_used_alias_goes_first():
-    traffic = Traffic("cookie:sid", max_aliases=2)
+    traffic = Traffic("cookie:sid", max_aliases=2, overtake_s=0)
     for number in range(2):
         traffic.pair(number, b"Set-Cookie: sid=prod%d" % number, b"Set-Cookie: sid=shad%d" % number)
     traffic.request("use", b"Cookie: sid=prod0")
@@ -597,7 +634,7 @@ def test_least_recently_used_alias_goes_first():
 
 @pytest.mark.parametrize("trigger", ["use", "learn"])
 def test_unused_alias_expires(trigger):
-    traffic = coupled(ttl_s=10.0)
+    traffic = coupled(ttl_s=10.0, overtake_s=0)
     traffic.now_s += 9
     assert isinstance(traffic.request("use", SENT_P), Rewritten)
     traffic.now_s += 9
@@ -612,7 +649,7 @@ def test_unused_alias_expires(trigger):
 
 
 def test_exchange_that_is_never_answered_is_forgotten():
-    traffic = Traffic("cookie:sid")
+    traffic = Traffic("cookie:sid", overtake_s=0)
     traffic.request("login")
     traffic.production("login", SET_P)
     traffic.now_s += EXCHANGE_TTL_S + 1
@@ -648,6 +685,11 @@ def test_value_that_everybody_gets_is_not_waited_for():
         (419, (), "419"),
         (302, (b"Location: https://shop/Login?next=/",), "login"),
         (303, (b"Location: /users/sign_in",), "login"),
+        (302, (b"Location: /oauth2/authorize?client_id=1",), "login"),
+        (302, (b"Location: /weblogin",), "login"),
+        (302, (b"Location: /authors/17",), ""),
+        (302, (b"Location: /blog-in-depth",), ""),
+        (302, (b"Location: /designing",), ""),
         (302, (b"Location: /home?next=/login",), None),
         (302, (), None),
         (404, (b"Location: /login",), None),

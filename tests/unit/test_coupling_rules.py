@@ -17,8 +17,11 @@ JSON = b"Content-Type: application/json"
 
 def read(rule, *lines, content=b"", status=200):
     rule = parse_rule(rule)
-    found = ResponseReader([rule], auto=False).read(response_head(status, *lines), content)
-    return found.values.get(rule, []) if rule.kind != "cookie" else found.cookies
+    reader, head = ResponseReader([rule], auto=False), response_head(status, *lines)
+    if rule.kind == "cookie":
+        return reader.read_head(head).cookies
+    found = (reader.read_head(head), reader.read_rest(head, content))
+    return [value for part in found for value in part.values.get(rule, [])]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_cookie_rule_finds_its_cookies_only():
 
 def test_auto_finds_every_cookie():
     reader = ResponseReader([], auto=True)
-    found = reader.read(response_head(200, b"Set-Cookie: a=1", b"Set-Cookie: b=2"), None)
+    found = reader.read_head(response_head(200, b"Set-Cookie: a=1", b"Set-Cookie: b=2"))
     assert found.cookies == {b"a": b"1", b"b": b"2"}
 
 
@@ -209,10 +212,36 @@ def test_coded_body_is_looked_at(coding, content):
     assert read("json:/t", JSON, b"Content-Encoding: " + coding, content=content) == [b"abcd"]
 
 
+def test_gzip_in_several_members_is_one_body():
+    content = gzip.compress(b'{"t": ') + gzip.compress(b'"abcd"}')
+    assert read("json:/t", JSON, b"Content-Encoding: gzip", content=content) == [b"abcd"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(b"id=abcd" + b" " * MAX_BODY_BYTES),
+        gzip.compress(b"id=abcd" + b" " * (MAX_BODY_BYTES - 8)) + gzip.compress(b"  "),
+        gzip.compress(b"id=abcd") + gzip.compress(b"") * 2000,
+    ],
+)
+def test_body_that_is_too_long_decoded_is_unread(content):
+    reader = ResponseReader([parse_rule(r"regex:id=(\w+)")], auto=False)
+    found = reader.read_rest(response_head(200, b"Content-Encoding: gzip"), content)
+    assert found.unread
+    assert not found.values
+
+
+def test_cookie_that_is_deleted_under_another_path_is_there():
+    lines = (b"Set-Cookie: sid=abc; Path=/", b"Set-Cookie: sid=; Path=/app; Max-Age=0")
+    assert read("cookie:sid", *lines) == read("cookie:sid", *reversed(lines)) == {b"sid": b"abc"}
+    assert read("cookie:sid", *lines[1:]) == {b"sid": b""}
+
+
 @pytest.mark.parametrize("coding", [b"br", b"zstd", b"gzip, gzip", b"gzip"])
 def test_body_of_another_or_a_broken_coding_is_unread(coding):
     reader = ResponseReader([parse_rule("json:/t")], auto=False)
-    assert reader.read(response_head(200, b"Content-Encoding: " + coding), b"\x00\x01").unread
+    assert reader.read_rest(response_head(200, b"Content-Encoding: " + coding), b"\x00\x01").unread
 
 
 def test_decoding_is_bounded():
@@ -223,8 +252,8 @@ def test_decoding_is_bounded():
 def test_long_body_is_unread_unless_it_can_hold_no_value():
     reader = ResponseReader([parse_rule("json:/t")], auto=False)
     long = b"Content-Length: %d" % (MAX_BODY_BYTES + 1)
-    assert reader.read(response_head(200, long, JSON), None).unread
-    assert reader.read(response_head(200, long, b"Content-Type: video/mp4"), None) is NOTHING
+    assert reader.read_rest(response_head(200, long, JSON), None).unread
+    assert reader.read_rest(response_head(200, long, b"Content-Type: video/mp4"), None) is NOTHING
 
 
 @pytest.mark.parametrize(
@@ -249,4 +278,6 @@ def test_interim_response_has_no_body_to_ask_for():
 
 def test_response_without_values_is_nothing():
     reader = ResponseReader([parse_rule("cookie:sid"), parse_rule("form:csrf")], auto=False)
-    assert reader.read(response_head(200, b"Set-Cookie: other=1"), b"<p>") is NOTHING
+    head = response_head(200, b"Set-Cookie: other=1")
+    assert reader.read_head(head) is NOTHING
+    assert reader.read_rest(head, b"<p>") is NOTHING

@@ -15,11 +15,17 @@ class Recorder:
     """Notes what a coupler would be told; needs the bodies of responses with the header X-Read."""
 
     def __init__(self) -> None:
+        self.heads: list[tuple[int, int]] = []
         self.answers: list[tuple[int, int, bytes | None]] = []
         self.abandoned_ids: list[int] = []
 
     def needs_response_body(self, head) -> bool:
         return b"x-read" in head.headers
+
+    def production_head(self, exchange_id, client, connection_id, head, now_s):
+        assert (client, connection_id, now_s) == ("192.0.2.1", "c", 5.0)
+        self.heads.append((exchange_id, head.status))
+        return [exchange_id]
 
     def production_response(self, exchange_id, client, connection_id, head, content, now_s):
         assert (client, connection_id, now_s) == ("192.0.2.1", "c", 5.0)
@@ -55,7 +61,8 @@ def test_answer_k_belongs_to_request_k(step):
     data += b"HTTP/1.1 200 OK\r\nX-Read: 1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
     released = [ticket for at in range(0, len(data), step) for ticket in stage.feed(data[at : at + step])]
     assert stage.coupler.answers == [(1, 200, None), (2, 404, None), (3, 200, b"abc")]
-    assert released == [10, 20, 30]
+    assert stage.coupler.heads == [(3, 200)]
+    assert released == [10, 20, 3, 30]
     assert stage.coupler.abandoned_ids == []
 
 
@@ -82,28 +89,39 @@ def test_gap_in_a_body_that_nobody_reads_is_no_loss():
     stage = Stage()
     stage.expect(1)
     stage.expect(2)
-    assert stage.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nabc") == []
+    assert stage.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nabc") == [10]
     assert stage.answers.gap(99_990, 5.0) == []
-    assert stage.feed(b"1234567" + OK) == [10, 20]
+    assert stage.feed(b"1234567" + OK) == [20]
     assert not stage.answers.lost
 
 
 @pytest.mark.parametrize(
-    ("before", "length"),
+    ("before", "length", "at_head", "at_gap"),
     [
-        (b"", 10),
-        (b"HTTP/1.1 200 OK\r\n", 10),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 6),
-        (b"HTTP/1.1 200 OK\r\nX-Read: 1\r\nContent-Length: 50\r\n\r\n", 6),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n", 3),
+        (b"", 10, [], [100]),
+        (b"HTTP/1.1 200 OK\r\n", 10, [], [100]),
+        # What the head said stays.
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 6, [10], []),
+        (b"HTTP/1.1 200 OK\r\nX-Read: 1\r\nContent-Length: 50\r\n\r\n", 6, [1], [10]),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n", 3, [10], []),
     ],
 )
-def test_any_other_gap_ends_the_pairing(before, length):
+def test_any_other_gap_ends_the_pairing(before, length, at_head, at_gap):
     stage = Stage()
     stage.expect(1)
-    assert stage.feed(before) == []
-    assert stage.answers.gap(length, 5.0) == [100]
+    stage.expect(2)
+    assert stage.feed(before) == at_head
+    assert stage.answers.gap(length, 5.0) == [*at_gap, 200]
     assert stage.answers.lost
+
+
+def test_exchange_that_was_given_up_teaches_nothing():
+    stage = Stage()
+    stage.expect(1).abandoned = True
+    stage.expect(2)
+    assert stage.feed(b"HTTP/1.1 200 OK\r\nX-Read: 1\r\nContent-Length: 2\r\n\r\nok" + OK) == [20]
+    assert stage.coupler.answers == [(2, 200, None)]
+    assert stage.coupler.heads == []
 
 
 def test_body_past_the_bound_is_not_kept():
@@ -130,7 +148,7 @@ def test_restart_pairs_from_the_next_request_on():
     stage = Stage()
     stage.expect(1)
     stage.feed(OK[:20])
-    assert stage.answers.restart() == [100]
+    assert stage.answers.restart(5.0) == [100]
     stage.expect(2)
     assert stage.feed(OK[20:]) == []
     assert stage.feed(OK) == [20]
