@@ -39,7 +39,7 @@ COOKIE = (f"cookie:{SESSION}",)
 RULES = (*COOKIE, f"form:{TOKEN}", "location:/order/{}")
 
 # The shadow, compared with production: up to how many seconds each of them takes for an answer.
-SPEEDS = {"faster": (0.1, 0.0), "equally fast": (0.03, 0.03), "slower": (0.0, 1.0)}
+SPEEDS = {"faster": (0.1, 0.0), "equally fast": (0.03, 0.03), "slower": (0.0, 1.0), "both at once": (0.0, 0.0)}
 
 
 # Which connection a user's request of this number takes.
@@ -55,6 +55,10 @@ def another_after_the_first_page(number: int) -> int:
 
 def two_connections_in_turn(number: int) -> int:
     return number % 2
+
+
+def six_connections_in_turn(number: int) -> int:
+    return number % 6
 
 
 def each_its_own(number: int) -> int:
@@ -184,7 +188,7 @@ def test_shop_refuses_what_another_shop_has_handed_out():
 def test_every_rule_with_productions_answers(host, speed):
     plans = (one_connection, another_after_the_first_page, two_connections_in_turn)
     if speed != "slower":
-        plans = (*plans, each_its_own)
+        plans = (*plans, six_connections_in_turn, each_its_own)
     outcome = mirror_users(host, plans, couple=RULES, responses=True, speed=speed)
     assert_coupled(outcome)
     if speed == "slower":

@@ -6,6 +6,7 @@ made for one is refused by the other.
 
 from __future__ import annotations
 
+import gzip
 import html
 import random
 import re
@@ -232,17 +233,30 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        body = self._body().decode()
         answer = self.server.shop.answer(self.command, self.path, self.headers.get("Cookie", ""), body)
         page = f"<!doctype html><title>Shop</title>{answer.page}".encode()
         self.send_response(answer.status)
         self.send_header("Content-Type", "text/html; charset=utf-8")
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            page = gzip.compress(page)
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(page)))
         for name, value in (("Set-Cookie", answer.cookie), ("Location", answer.location)):
             if value:
                 self.send_header(name, value)
         self.end_headers()
         self.wfile.write(page)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while length := int(self.rfile.readline(), 16):
+            body += self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def log_message(self, *_: object) -> None:
         pass
@@ -253,7 +267,8 @@ Plan = Callable[[int], int]
 
 
 class Browser:
-    """Somebody's browser: keep-alive connections, cookies, and the token of the form it looks at.
+    """Somebody's browser: keep-alive connections, cookies, and the token of the form it looks at. It takes pages
+    compressed, and sends some of its forms in chunks.
 
     Args:
         connect: makes a connection to the shop.
@@ -287,12 +302,15 @@ class Browser:
         connection = self._connection(self._plan(self._requests))
         self._requests += 1
         headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
-        headers = {name: value for name, value in headers.items() if value}
+        headers = {name: value for name, value in headers.items() if value} | {"Accept-Encoding": "gzip"}
+        chunked = body is not None and self._requests % 2 == 0
         if body is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-        connection.request(method, path, body, headers)
+        if chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        connection.request(method, path, [body.encode()] if chunked else body, headers, encode_chunked=chunked)
         with connection.getresponse() as response:
-            page = response.read().decode()
+            page = gzip.decompress(response.read()).decode()
             self._take_cookies(response)
         if response.status >= 400:
             raise Refused(HTTPStatus(response.status))
