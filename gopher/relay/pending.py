@@ -47,6 +47,8 @@ class Pending:
     phase = Phase.SENDING
     due_looks = 0
     """How many looks at all connections (`ChannelPump.looks`) have to be over before it is looked at."""
+    apart = False
+    """Whether it goes on a new upstream connection."""
     whole = False
     """Whether its end has been reached."""
     pieces: list[bytes] | None = None

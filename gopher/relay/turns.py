@@ -81,7 +81,7 @@ class Turns:
         self.turn: Pending | None = None
         """The request whose turn it is; what follows it waits."""
         self._stale = False
-        """The next request goes on a new upstream connection."""
+        """The next request that is read goes on a new upstream connection."""
         self._raw = False
         """A framed link whose bytes are HTTP/1 no more."""
         self._called = False
@@ -128,6 +128,7 @@ class Turns:
         """The head of a request of a framed link has been read."""
         # This look, and a whole one after it.
         pending.due_looks = self._pump.looks + 2
+        pending.apart, self._stale = self._stale, False
         if self._production is not None:
             self._production.expect(pending)
 
@@ -241,7 +242,7 @@ class Turns:
             return False
         last = due[-1]
         # RFC 9112 section 9.6: after "close" no more requests are processed.
-        if self._stale or not last.keep or not keeps_alive(last.head):
+        if event.apart or not last.keep or not keeps_alive(last.head):
             return False
         # Whoever gives the client leave to send a body: it must not come between the answers to other requests.
         if b"expect" in event.head.headers:
@@ -261,8 +262,7 @@ class Turns:
         self.turn = pending
         self._answers.due.append(pending)
         self.tally.requests += 1
-        if self._stale:
-            self._stale = False
+        if pending.apart:
             self._drop_upstream(hard=False)
         self._preparation.begin(pending)
 

@@ -8,12 +8,12 @@ from collections import deque
 import pytest
 
 from gopher.config import RelayConfig, UpstreamConfig
-from gopher.link import ProxyHeader, encode_data, encode_rst
+from gopher.link import ProxyHeader, encode_data, encode_gap, encode_rst
 from gopher.relay.channel import Channel
 from gopher.relay.framed import Framed
 from gopher.relay.tally import Tally
 from gopher.upstreams.tcp import Address
-from tests.support.relay import SERVER, Link
+from tests.support.relay import CLIENT, SERVER, Link
 
 ANSWER = b"HTTP/1.1 200 OK\r\n%sContent-Length: 0\r\n\r\n"
 
@@ -223,3 +223,17 @@ def test_nobody_waits_for_requests_that_a_reset_client_had_in_line(relay):
     with relay.upstream() as upstream:
         assert b"Cookie: SID=production-session\r\n" in relay.received(upstream)
     assert relay.missed == 1
+
+
+def test_request_before_a_gap_and_the_one_after_it_share_no_upstream_connection(relay):
+    link = relay.link(1)
+    relay.accept()
+    link.request("/before")
+    link.send(encode_gap(CLIENT, 10, 1))
+    link.request("/after")
+    with relay.upstream() as upstream:
+        assert relay.received(upstream).startswith(b"GET /before ")
+        upstream.send(ANSWER % b"")
+        with relay.upstream() as other:
+            assert relay.received(other).startswith(b"GET /after ")
+        assert relay.received(upstream) == b""
