@@ -560,8 +560,10 @@ class Turns:
     def _cut_request(self, failure: str) -> None:
         """The client's messages end, or have a gap, within a request: it is taken back, or its connection reset."""
         settled, pending = self._requests.take_back()
-        if pending is not None and self._production is not None:
-            self._production.forget(pending)
+        if pending is not None:
+            if self._production is not None:
+                self._production.forget(pending)
+            self._abandon(pending)
         turn, due = self.turn, self._answers.due
         if settled or turn is None or turn.whole:
             return

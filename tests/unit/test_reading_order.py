@@ -225,6 +225,19 @@ def test_nobody_waits_for_requests_that_a_reset_client_had_in_line(relay):
     assert relay.missed == 1
 
 
+def test_nobody_waits_for_a_request_that_a_gap_cut(relay):
+    first, second = relay.link(1), relay.link(2)
+    relay.accept()
+    first.send(encode_data(CLIENT, b"POST /login HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nname=", 1))
+    first.response("Set-Cookie: SID=production-session\r\n")
+    first.send(encode_gap(CLIENT, 95, 1))
+    relay.serve()
+    second.request("/cart", "SID=production-session")
+    with relay.upstream() as upstream:
+        assert b"Cookie: SID=production-session\r\n" in relay.received(upstream)
+    assert relay.missed == 1
+
+
 def test_request_before_a_gap_and_the_one_after_it_share_no_upstream_connection(relay):
     link = relay.link(1)
     relay.accept()
