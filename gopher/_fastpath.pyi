@@ -170,6 +170,10 @@ class Reassembler:
             a flow: tunnels that use the same addresses must not be fed to one reassembler.
         verify_checksums: drop TCP segments whose checksum is wrong. Not for captures made on a sending host: there the
             network card computes it after the capture. A segment cut by the snap length cannot be verified and passes.
+        share: (index, count): take one share of the flows, chosen by a hash of both ends. The same packets fed to
+            `count` reassemblers, one for each index, give each flow to exactly one of them; other packets go to index
+            0. Packets of other shares are not counted, and do no more than let time pass.
+        share_seed: of that hash, 64 bits; the same for all that share.
 
     Raises:
         ValueError: an argument is out of range.
@@ -188,6 +192,8 @@ class Reassembler:
         overlap: str = "linux",
         decap: bool = False,
         verify_checksums: bool = False,
+        share: tuple[int, int] = (0, 1),
+        share_seed: int = 0,
     ) -> None: ...
     def feed(self, *batches: Batch) -> list[Event]:
         """Take in batches. They are borrowed for the call only. O(packets + bytes).
@@ -204,4 +210,6 @@ class Reassembler:
     def ignore(self, flow: Flow) -> None:
         """No further events for this flow; it costs no out-of-order memory from now on."""
 
+    @property
+    def packets(self) -> int: ...  # one of the counters, without the price of all
     def statistics(self) -> ReassemblerStatistics: ...

@@ -23,8 +23,8 @@ from libc.string cimport memcpy, memset
 
 from gopher._reassembly cimport (
     IGNORED, MAX_FLOWS_LIMIT, NO_PIECE, OUT_CLOSED, OUT_DATA, OUT_ENDED, OUT_GAP, OUT_OPENED, RECORD_BYTES,
-    Counters, FlowState, OutRecord, Piece, Table, clear_records, expire_table, flush_table, lose_flow, next_in_limbo,
-    release_table, take_batch,
+    SHARES_LIMIT, Counters, FlowState, OutRecord, Piece, Table, clear_records, expire_table, flush_table, lose_flow,
+    next_in_limbo, release_table, take_batch,
 )
 from gopher._runs cimport ByteRun, Lease, iovec
 
@@ -256,7 +256,7 @@ cdef class Reassembler:
     def __init__(
         self, ports=None, *, both_directions=True, max_flows=131_072, flow_memory_bytes=4_194_304,
         total_memory_bytes=67_108_864, gap_timeout_s=2.0, idle_timeout_s=7200.0, overlap="linux", decap=False,
-        verify_checksums=False,
+        verify_checksums=False, share=(0, 1), share_seed=0,
     ):
         cdef Table* table = &self._table
         cdef uint32_t number
@@ -272,6 +272,12 @@ cdef class Reassembler:
         table.both_directions = both_directions
         table.decap = decap
         table.verify_checksums = verify_checksums
+        share_index, share_count = share
+        if not 0 <= share_index < share_count <= SHARES_LIMIT:
+            raise ValueError(f"share must be (index, count), index below count, not {share!r}")
+        table.share_index = share_index
+        table.share_count = share_count
+        table.share_seed = share_seed
         table.any_port = ports is None
         for port in ports or ():
             if not 0 <= port <= 65535:
@@ -387,6 +393,11 @@ cdef class Reassembler:
             self._drop_object(flow._state)
         finally:
             self._busy = False
+
+    @property
+    def packets(self):
+        """How many were looked at: one of the counters, without the price of all."""
+        return self._table.counters.packets
 
     def statistics(self):
         """A snapshot of the counters."""

@@ -13,6 +13,7 @@ from gopher._wire cimport FlowKey, Segment
 cdef enum:
     RECORD_BYTES = 16           # of the batch index: seconds, microseconds, offset, captured length
     MAX_FLOWS_LIMIT = 1 << 24
+    SHARES_LIMIT = 1 << 16
     NO_PIECE = 0xFFFFFFFF
     NO_SHIFT = 0xFF             # a SYN without the window scale option
 
@@ -130,6 +131,9 @@ cdef struct Table:
     bint verify_checksums
     uint64_t ports[1024]        # bit set of the 65,536 ports
     uint64_t seeds[3]           # secret: keeps an attacker from choosing keys that collide
+    uint64_t share_seed         # the same in all tables that share the flows
+    uint32_t share_index        # below share_count: packets of other shares are passed over
+    uint32_t share_count        # 1: all packets are this table's
     # -- the clock: capture time made monotonic ----------------------------------------------------------------------
     int64_t packet_ns           # capture time of the packet, or of expire(), at work
     int64_t high_ns             # the newest capture time since the clock last stepped back

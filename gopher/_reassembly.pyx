@@ -57,6 +57,7 @@ cdef int64_t FRAGMENT_TIMEOUT_NS = 30 * NS  # as Linux's ipfrag_time
 cdef int64_t FAR_BYTES = 4 << 20            # further from the stream than this (or the window) is not believed at once
 cdef int64_t RST_WINDOW_BYTES = 1 << 20     # what stands in for a window that was not captured
 cdef uint64_t NO_OFFSET = UINT64_MAX
+cdef uint64_t SHARE_MIX = 0x9E3779B97F4A7C15  # odd, half of its bits set: the golden ratio
 cdef uint64_t RUN_BYTES = 256               # held runs shorter than this on average exhaust the run limit first
 cdef uint64_t RUN_ALLOWANCE = 64
 
@@ -1090,16 +1091,33 @@ cdef void take_fragment(Table* table, Segment* segment) noexcept nogil:
             segment.hash = hash_key(table, &segment.key)
 
 
+cdef inline uint32_t share_of(const Table* table, const Segment* segment) noexcept nogil:
+    """Which of the tables that share the flows takes the packet: the same one for both directions of a flow. What is no
+    whole TCP segment goes to the first one."""
+    cdef const uint64_t* words = segment.key.words
+    cdef uint64_t value
+    if segment.status != WIRE_TCP:
+        return 0
+    value = gopher_fold(words[0] ^ table.share_seed, words[1] ^ SHARE_MIX)
+    if words[0] >> 32 == 6:
+        value = gopher_fold(value ^ words[2], words[3] ^ SHARE_MIX) ^ words[4]
+    # Once more, so that every bit counts in the upper half, which chooses.
+    value = gopher_fold(value ^ table.share_seed, SHARE_MIX)
+    return <uint32_t>(((value >> 32) * table.share_count) >> 32)
+
+
 cdef inline void take_packet(Table* table, Segment* segment) noexcept nogil:
     cdef Counters* counters = &table.counters
     cdef bint to_port
     cdef bint from_port
-    counters.packets += 1
     set_clock(table, segment.time_ns)
     if table.now_ns >= table.deadline_ns:
         run_timers(table)
     if segment.status == WIRE_FRAGMENT:
         take_fragment(table, segment)
+    if table.share_count > 1 and share_of(table, segment) != table.share_index:
+        return
+    counters.packets += 1
     if segment.status != WIRE_TCP:
         if segment.status == WIRE_MALFORMED:
             counters.packets_malformed += 1

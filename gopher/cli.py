@@ -22,10 +22,11 @@ import re
 import sys
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
 from gopher import __version__
 from gopher.config import (
+    MAX_WORKERS,
     MIB,
     MINIMUM_MEMORY_BYTES,
     CaptureConfig,
@@ -37,7 +38,7 @@ from gopher.config import (
     UpstreamConfig,
 )
 from gopher.effective import effective_toml
-from gopher.errors import ConfigError, GopherError
+from gopher.errors import ConfigError, GopherError, leaves_of
 from gopher.observe.log import Log, LogFormat
 from gopher.plan import EXAMPLE, SHARED, Plan, is_for, make_mirrors
 from gopher.relay.rulefile import read_rules
@@ -47,7 +48,7 @@ from gopher.supervisor import supervise
 from gopher.tomlfile import LIMIT_BYTES, read_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from _typeshed import SupportsWrite
 
@@ -195,6 +196,18 @@ def _capture(scope: Scope, given: dict[str, dict[str, Any]]) -> CaptureConfig:
         scope.wrong("mirror.cpu_limit", " is for devices only", hint="a file can be read more slowly: --speed")
     if "read_path" in source and source["read_path"] == given["run"].get("write_path"):
         scope.wrong("run.write_path", f" {source['read_path']} would overwrite the file that --read reads")
+    if "max_memory_bytes" in given["run"] and given["run"].get("workers", 1) != 1:
+        scope.wrong(
+            "run.max_memory_bytes",
+            " needs one worker: several share no memory",
+            hint="leave --workers out, or bound them all from outside, as systemd's MemoryMax does",
+        )
+    if "write_path" in given["run"] and given["run"].get("workers", 1) != 1:
+        scope.wrong(
+            "run.write_path",
+            " needs one worker: each of several sees a part of the packets",
+            hint="leave --workers out, or let tcpdump write the file",
+        )
     source["ports"] = tuple(dict.fromkeys(source.get("ports", ()))) or _PLACEHOLDER_PORTS
     mirror["upstreams"] = _upstreams(scope, source["ports"])
     return CaptureConfig(
@@ -314,7 +327,7 @@ def _guarded(call: Callable[[], int], mirror: str = "") -> int:
     try:
         return call()
     except BaseException as error:
-        leaves = list(_leaves(error))
+        leaves = list(leaves_of(error))
         if not all(isinstance(leaf, (GopherError, KeyboardInterrupt)) for leaf in leaves):
             raise
         for leaf in leaves:
@@ -344,16 +357,6 @@ def _report_error(error: GopherError, mirror: str) -> int:
     as_json = "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
     Log("json" if as_json else "text", name=mirror).error(str(error), error.hint, error.exit_status)
     return error.exit_status
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    # By the attribute, not the type: in Python 3.10 exception groups are no builtin.
-    nested = getattr(error, "exceptions", None)
-    if nested is None:
-        yield error
-    else:
-        for inner in nested:
-            yield from _leaves(inner)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -645,6 +648,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PERCENT",
         help="of one core, like 50%%; past it, gopher sheds connections; for devices only",
     )
+    _add(
+        run,
+        "--workers",
+        to="run.workers",
+        type=_workers,
+        metavar="NUMBER",
+        help="capture mode: processes that share the connections; auto is one for every two cores",
+    )
     _add(run, "--report", to="run.report_path", metavar="FILE", help="write the accounts at exit, as JSON")
     _add(
         run,
@@ -917,6 +928,14 @@ def _percent(text: str) -> float:
     if not 1 <= percent <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a part of one core: 1% to 100%")
     return percent / 100
+
+
+def _workers(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if re.fullmatch(r"[0-9]{1,3}", text) is None or not 1 <= int(text) <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers: 1 to {MAX_WORKERS}, or auto")
+    return int(text)
 
 
 def _count(text: str) -> int:

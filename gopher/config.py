@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import ipaddress
 
 __all__ = [
+    "MAX_WORKERS",
     "MIB",
     "MINIMUM_MEMORY_BYTES",
     "CaptureConfig",
@@ -33,6 +34,8 @@ MINIMUM_MEMORY_BYTES: Final = 96 * MIB
 
 RING_BLOCK_BYTES: Final = 256 << 10
 """Of libpcap's ring."""
+MAX_WORKERS: Final = 64
+
 RING_S: Final = 0.75
 """How long gopher may be stopped without a loss: half a second, and what a busy machine adds to it."""
 
@@ -107,10 +110,12 @@ class SourceConfig:
         no block missing; and 64 MiB are 45 MB/s for `RING_S` and more: 20,000 packets/s of any size on a network of
         1,500 bytes, or a saturated core's small requests.
         """
-        if self.ring_bytes is not None:
-            return self.ring_bytes
-        blocks = math.ceil(RING_S * 1000 / self.wakeup_ms)
-        return max(64 * MIB, blocks * RING_BLOCK_BYTES)
+        return self.ring_bytes if self.ring_bytes is not None else max(64 * MIB, self.ring_time_bytes)
+
+    @property
+    def ring_time_bytes(self) -> int:
+        """As many blocks as the kernel closes in `RING_S` when little comes."""
+        return math.ceil(RING_S * 1000 / self.wakeup_ms) * RING_BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,9 @@ class ReassemblyConfig:
     """Whose rules decide between two versions of the same bytes."""
     verify_checksums: bool = False
     """Drop segments whose TCP checksum is wrong. Not on the sending host, where the network card computes it later."""
+    share: tuple[int, int] = (0, 1)
+    """(index, count) of the share of flows to take; see `Reassembler`."""
+    share_seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +188,8 @@ class CaptureConfig:
     reassembly: ReassemblyConfig = field(default_factory=ReassemblyConfig)
     beside: tuple[UpstreamConfig, ...] = ()
     """Where other mirrors on this machine send, each with a port: that traffic is not mirrored."""
+    workers: int | Literal["auto"] = 1
+    """Processes that share the flows, 1 to `MAX_WORKERS`; auto: half the cores. With 1 there is no other process."""
     write_path: str | None = None
     """Keep what was captured in this pcap file."""
     report_path: str | None = None
@@ -202,6 +212,9 @@ class CaptureConfig:
     """Of what goes to stderr; json is one object a line."""
     verbosity: int = 0
     """-1 quiet, 0 normal, 1 and more verbose."""
+
+    def __post_init__(self) -> None:
+        _require(self.workers == "auto" or 1 <= self.workers <= MAX_WORKERS, "workers", f"1 to {MAX_WORKERS}, or auto")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

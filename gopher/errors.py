@@ -8,6 +8,13 @@ while mirroring are data, not exceptions: they are counted (see `gopher.observe.
 A message is one sentence that names the thing and the reason; `hint` says what to do about it.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = [
     "BodyError",
     "CaptureError",
@@ -19,6 +26,7 @@ __all__ = [
     "ProtocolError",
     "RemoteProtocolError",
     "UpstreamError",
+    "leaves_of",
 ]
 
 
@@ -103,3 +111,14 @@ class BodyError(GopherError):
 
 class UpstreamError(GopherError):
     """An upstream cannot be used at all (for example: a directory that cannot be written)."""
+
+
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group and in the groups within it, or the one there is."""
+    # By the attribute, not the type: in Python 3.10 exception groups are no builtin.
+    nested = getattr(error, "exceptions", None)
+    if nested is None:
+        yield error
+    else:
+        for inner in nested:
+            yield from leaves_of(inner)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gopher._pump import Connection
 
-__all__ = ["PumpTask", "Served", "ServingTask", "SocketPump"]
+__all__ = ["REST_S", "PumpTask", "Served", "ServingTask", "SocketPump"]
 
 # Answers wait in their sockets' receive buffers meanwhile, which hold far more than a connection gets in this time.
 REST_S = 0.008
@@ -105,5 +105,5 @@ class PumpTask(ServingTask["Connection"]):
 
     pump: Pump
 
-    def __init__(self, decide: Callable[[Connection, int], None]) -> None:
-        super().__init__(Pump(), decide, rest_s=REST_S)
+    def __init__(self, decide: Callable[[Connection, int], None], rest_s: float = REST_S) -> None:
+        super().__init__(Pump(), decide, rest_s=rest_s)

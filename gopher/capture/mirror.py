@@ -29,7 +29,7 @@ from gopher._pump import Budget
 from gopher.capture.governor import CpuGovernor, Places, place_of
 from gopher.config import MIB
 from gopher.observe.accounts import AccountsReport
-from gopher.pump import PumpTask
+from gopher.pump import REST_S, PumpTask
 from gopher.upstreams.directory import DirectoryUpstream
 from gopher.upstreams.relay import FramedCopy, RelayUpstream
 from gopher.upstreams.roster import Roster
@@ -38,7 +38,7 @@ from gopher.upstreams.tcp import Address, TcpUpstream
 from gopher.upstreams.upstream import StreamCopy, Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from gopher._fastpath import Event, Flow
     from gopher._pump import Connection
@@ -130,7 +130,8 @@ class Mirror:
         self.config = config
         self.hurry = False
         """Set at the end: nothing is waited for any more."""
-        self.pump_task = PumpTask(self._decide)
+        # Answers are looked at as often as packets, or less.
+        self.pump_task = PumpTask(self._decide, max(REST_S, config.source.wakeup_ms / 1000))
         self.reassembler = Reassembler(
             config.source.ports,
             both_directions=config.source.responses,
@@ -142,6 +143,8 @@ class Mirror:
             overlap=config.reassembly.overlap,
             decap=config.source.decap,
             verify_checksums=config.reassembly.verify_checksums,
+            share=config.reassembly.share,
+            share_seed=config.reassembly.share_seed,
         )
         self._source = source
         self._own: frozenset[tuple[str, int]]
@@ -419,6 +422,11 @@ class Mirror:
             upstream.abort("drain")
 
     # -- accounts --------------------------------------------------------------------------------------------------
+
+    @property
+    def upstreams(self) -> Sequence[Upstream]:
+        """All that have an account, in the order of the report."""
+        return self._roster.known
 
     def snapshot(self) -> AccountsReport:
         """The accounts as they stand now."""

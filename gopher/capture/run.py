@@ -7,6 +7,7 @@ line. They share one thread; intake and time-outs take turns through a lock beca
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import time
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gopher.capture.console import Console
 from gopher.capture.memory import within_memory
 from gopher.capture.mirror import Mirror
 from gopher.capture.pcapfile import CaptureWriter
+from gopher.capture.shares import worker_count
 from gopher.capture.source import FileSource, open_source
 from gopher.config import CaptureConfig
 from gopher.control import Control, reloaded, summary
@@ -26,10 +29,7 @@ from gopher.errors import CaptureError, ConfigError
 from gopher.limits import raise_descriptor_limit
 from gopher.listening import listen
 from gopher.notify import ServiceManager
-from gopher.observe.log import Log
-from gopher.observe.report import check_writable, to_fields, to_table, write_report
-from gopher.observe.status import Status
-from gopher.observe.terminal import capture_view, rates, status_line
+from gopher.observe.report import check_writable
 from gopher.privileges import drop_rights, find_user, prepare
 from gopher.upstreams.tcp import Address, resolve
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from gopher.capture.source import PacketSource
     from gopher.config import UpstreamConfig
 
-__all__ = ["run_capture"]
+__all__ = ["CaptureRun", "run_capture"]
 
 TICK_S: Final = 0.25
 # Under load there is always one more batch.
@@ -84,17 +84,25 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
     user = find_user(config.user)
     addresses, own = await _resolve(config)
     _allow_descriptors(config)
+    count = worker_count(config, len(os.sched_getaffinity(0)))
     with contextlib.ExitStack() as stack:
         metrics = None
         if config.metrics_address is not None:
             metrics = stack.enter_context(listen(*config.metrics_address, hint="give another one with --metrics"))
+        if count > 1:
+            from gopher.capture.workers import supervise
+
+            if config.report_path is not None:
+                check_writable(config.report_path)
+            manager = stack.enter_context(contextlib.closing(ServiceManager()))
+            return await supervise(config, count, addresses, own, metrics, control or Control(), manager)
         source = stack.enter_context(contextlib.closing(open_source(config.source, own)))
         # What is opened and made from here on is opened and made with the rights that are left.
         drop_rights(user)
         if config.report_path is not None:
             check_writable(config.report_path)
         manager = stack.enter_context(contextlib.closing(ServiceManager()))
-        return await _Run(config, source, addresses, own, metrics, control or Control(), manager).run()
+        return await CaptureRun(config, source, addresses, own, metrics, control or Control(), manager).run()
 
 
 async def _resolve(config: CaptureConfig) -> tuple[list[list[Address]], list[tuple[str, int]]]:
@@ -175,7 +183,19 @@ def _wildcard_listeners() -> set[int]:
     return ports
 
 
-class _Run:
+class CaptureRun:
+    """One process's capture, or one worker's share of it.
+
+    Args:
+        config: what was asked for.
+        source: open; it stays the caller's.
+        addresses: of each upstream.
+        own: (address, port) of what must not be mirrored.
+        metrics: where to serve them, if anywhere; it stays the caller's.
+        control: the command's side.
+        manager: the service manager's.
+    """
+
     def __init__(
         self,
         config: CaptureConfig,
@@ -189,24 +209,18 @@ class _Run:
         self._config = config
         self._control = control
         self._manager = manager
-        self._log = control.log = Log(config.log_format, quiet=config.verbosity < 0, name=config.name)
+        self._console = Console(config, source.name, self._mirror.snapshot)
+        control.log = self._console.log
         self._metrics = metrics
         self._source = source
         self._from_file = isinstance(source, FileSource)
         self._mirror = Mirror(config, addresses, source, can_wait=self._from_file, own=own)
-        self._status = Status(
-            self._log,
-            live=config.live,
-            interval_s=config.stats_interval_s,
-            snapshot=self._mirror.snapshot,
-            view=capture_view,
-            line=lambda previous, current: (status_line(previous, current), rates(previous, current)),
-        )
         self._turn = trio.Lock()
         self._intake_scope = trio.CancelScope()
         self._drain_scope = trio.CancelScope()
 
     async def run(self) -> int:
+        """Mirror, drain and report; see `run_capture`."""
         config = self._config
         failure = None
         with contextlib.ExitStack() as closing:
@@ -216,16 +230,16 @@ class _Run:
                 closing.callback(writer.close)
                 write = writer.write
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._signals, nursery)
+                await nursery.start(self._listen, nursery)
                 nursery.start_soon(self._mirror.pump_task.run)
                 nursery.start_soon(self._ticks)
                 nursery.start_soon(self._manager.watch)
-                nursery.start_soon(self._status.run)
+                nursery.start_soon(self._console.status.run)
                 if self._metrics is not None:
-                    self._serve_metrics(self._metrics, nursery)
-                self._log.info("ready", self._ready_line())
+                    self._console.serve_metrics(self._metrics, nursery)
+                self._console.say_ready()
                 self._control.ready()
-                self._manager.ready(self._ready_line())
+                self._manager.ready(self._console.ready_line())
                 try:
                     await self._intake(write)
                 except CaptureError as exc:
@@ -235,9 +249,8 @@ class _Run:
                 await self._end_intake()
                 await self._drain()
                 # While signals are still taken: one more must not cost the report.
-                self._status.stop()
-                self._warn_truncated()
-                self._report()
+                self._console.status.stop()
+                await self._report()
                 nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
@@ -289,6 +302,7 @@ class _Run:
         until_s = time.monotonic() + TURNS_S
         while batches := self._batches():
             await handle(feed(*batches))
+            self._turned()
             if write is not None:
                 for batch in batches:
                     write(batch)
@@ -296,7 +310,12 @@ class _Run:
             taken += sum([batch.size_bytes for batch in batches])
             if time.monotonic() >= until_s:
                 return taken, True
+        # A block of which nothing was wanted has been given out, too.
+        self._source.release()
         return taken, False
+
+    def _turned(self) -> None:
+        """A turn of packets has been handled."""
 
     def _batches(self) -> list[Batch]:
         """What the source has now, as far as one turn goes; empty if it has nothing."""
@@ -341,30 +360,31 @@ class _Run:
                 await mirror.pump_task.wait_served(TICK_S)
         mirror.abort()
 
-    async def _signals(self, nursery: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+    async def _listen(self, nursery: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
         with self._control.signals() as received:
             task_status.started()
             async for number in received:
                 if number == signal.SIGUSR1:
-                    self._print_table()
+                    self._console.print_table()
                 elif number == signal.SIGHUP:
                     if not self._mirror.hurry:
                         self._control.reload_soon(nursery, self._reload)
-                elif self._mirror.hurry:
-                    self._drain_scope.cancel()
                 else:
-                    self._mirror.hurry = True
-                    self._intake_scope.cancel()
-                    self._drain_scope.deadline = trio.current_time() + self._config.drain_s
+                    self._end()
 
-    def _serve_metrics(self, listener: socket.socket, nursery: trio.Nursery) -> None:
-        # Only here: who does not ask for metrics need not have the client library in memory.
-        from gopher.observe.metrics import CAPTURE_METRICS
-        from gopher.observe.web import MetricsServer
+    def _end(self) -> None:
+        """Stop taking in and drain; when asked again, at once."""
+        if self._mirror.hurry:
+            self._drain_scope.cancel()
+        else:
+            self._mirror.hurry = True
+            self._intake_scope.cancel()
+            self._drain_scope.deadline = trio.current_time() + self._config.drain_s
 
-        server = MetricsServer(listener, CAPTURE_METRICS, lambda: to_fields(self._mirror.snapshot()))
-        nursery.start_soon(server.run)
-        self._log.info("metrics", f"metrics on {server.url}", url=server.url)
+    async def _report(self) -> None:
+        if self._source.truncated:
+            self._console.warn_truncated()
+        self._console.report()
 
     # -- reload ----------------------------------------------------------------------------------------------------
 
@@ -376,36 +396,8 @@ class _Run:
             addresses, own = await _resolve(config)
             async with self._turn:
                 change = self._mirror.reload(config, addresses, own)
-            self._config = config
+            self._config = self._console.config = config
             _allow_descriptors(config)
             return summary(len(config.mirror.upstreams), *change.names), restart
         finally:
-            self._manager.ready(self._ready_line())
-
-    # -- words -----------------------------------------------------------------------------------------------------
-
-    def _ready_line(self) -> str:
-        source, upstreams = self._config.source, len(self._config.mirror.upstreams)
-        doing = "reading" if self._from_file else "capturing on"
-        ports = ",".join(map(str, source.ports))
-        port = "ports" if len(source.ports) > 1 else "port"
-        plural = "" if upstreams == 1 else "s"
-        return f"{doing} {self._source.name}, tcp {port} {ports}, to {upstreams} upstream{plural}"
-
-    def _print_table(self) -> None:
-        report = self._mirror.snapshot()
-        title = f"mirror {self._config.name}:\n" if self._config.name else ""
-        self._log.report(lambda width: title + to_table(report, width), to_fields(report))
-
-    def _warn_truncated(self) -> None:
-        if self._source.truncated:
-            name = self._source.name
-            self._log.warning(
-                "truncated", f"{name} ends in the middle of a packet; mirrored up to the last whole one", file=name
-            )
-
-    def _report(self) -> None:
-        if self._config.verbosity >= 0:
-            self._print_table()
-        if self._config.report_path is not None:
-            write_report(self._mirror.snapshot(), self._config.report_path)
+            self._manager.ready(self._console.ready_line())

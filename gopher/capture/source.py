@@ -15,6 +15,7 @@ import contextlib
 import socket
 import struct
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -42,6 +43,9 @@ __all__ = ["DeviceSource", "FileSource", "PacketSource", "SourceStatistics", "op
 _BATCH_BYTES: Final = 1 << 18
 _BATCH_PACKETS: Final = 256
 _BATCH_PACKETS_MINIMUM: Final = 4
+
+# Packets of several cores come out of order, by microseconds; by this much they do not.
+_ORDER_NS: Final = 100_000_000
 
 # What a compiled filter returns for a packet it takes, and the netmask that only `ip broadcast` asks for.
 _COMPILE_SNAPLEN_BYTES: Final = 262_144
@@ -153,6 +157,7 @@ class DeviceSource:
         self.name = config.interface
         self._reader = _open_reader(config, excluded)
         self._totals = [0, 0, 0]
+        self._since_ns = 0
         self._closed = False
 
     def datalink(self) -> int:
@@ -166,11 +171,32 @@ class DeviceSource:
     def next_batch(self) -> Batch:
         """See `PacketSource`."""
         try:
-            return self._reader.next_batch()
+            batch = self._reader.next_batch()
         except pcapy.PcapError as exc:
             raise CaptureError(f"capturing on {self.name} failed: {exc}") from exc
         except OSError as exc:
             raise CaptureError(f"capturing on {self.name} failed: {exc.strerror}") from exc
+        return self._since_begin(batch) if self._since_ns and batch.index else batch
+
+    def begin(self, since_ns: int) -> None:
+        """Leave out, and do not count, what came before this time: until a fanout group is complete, a packet may come
+        to several members.
+        """
+        self._since_ns = since_ns
+
+    def _since_begin(self, batch: Batch) -> Batch:
+        index = batch.index
+        records = [index[at : at + _INDEX_RECORD.size] for at in range(0, len(index), _INDEX_RECORD.size)]
+        times_ns = [_time_ns(record) for record in records]
+        kept = [record for record, time_ns in zip(records, times_ns, strict=True) if time_ns >= self._since_ns]
+        self._totals[0] -= sum(self._reader.counted_since_ns <= time_ns < self._since_ns for time_ns in times_ns)
+        if times_ns[0] > self._since_ns + _ORDER_NS:
+            self._since_ns = 0
+        return batch._replace(index=b"".join(kept))
+
+    def fileno(self) -> int:
+        """The packet socket."""
+        return self._reader.fileno()
 
     def release(self) -> None:
         """See `PacketSource`."""
@@ -193,6 +219,8 @@ class DeviceSource:
 
 class _Reader(Protocol):
     linktype: int
+    counted_since_ns: int
+    """Packets before this time may have come without being counted."""
 
     def fileno(self) -> int: ...
     def next_batch(self) -> Batch: ...
@@ -220,6 +248,8 @@ def _open_reader(config: SourceConfig, excluded: Sequence[tuple[str, int]]) -> _
 
 
 class _RingReader:
+    counted_since_ns = 0
+
     def __init__(self, libpcap: Any, config: SourceConfig) -> None:
         self.linktype: int = libpcap.datalink()
         cooked = self.linktype == pcapy.DLT_LINUX_SLL
@@ -269,6 +299,7 @@ class _PcapReader:
         self._reader = libpcap
         # Before the filter was in place everything was counted, and dropped if need be.
         self._last_counters = libpcap.stats()
+        self.counted_since_ns = time.time_ns()
         self._batch_packets = _BATCH_PACKETS_MINIMUM
 
     def fileno(self) -> int:
@@ -293,6 +324,12 @@ class _PcapReader:
 
     def close(self) -> None:
         self._reader.close()
+
+
+def _time_ns(record: bytes) -> int:
+    seconds, microseconds = struct.unpack_from("=II", record)
+    time_ns: int = 1_000_000_000 * seconds + 1000 * microseconds
+    return time_ns
 
 
 def _activate(config: SourceConfig, ring_bytes: int) -> Any:

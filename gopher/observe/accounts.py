@@ -20,6 +20,7 @@ __all__ = [
     "LatencyAccount",
     "LatencyBucket",
     "UpstreamAccount",
+    "WorkersAccount",
     "law_violations",
 ]
 
@@ -44,6 +45,7 @@ SHED_REASONS: dict[str, str] = {
     "no_descriptors": "the process ran out of file descriptors",
     "removed": "the upstream was removed by a reload within a request",
     "write_failed": "a dir: upstream could not be written",
+    "worker_died": "still pending when the worker that had it died",
 }
 """Every reason a byte or a connection can be shed for, with what it means to an operator."""
 
@@ -127,6 +129,26 @@ class UpstreamAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkersAccount:
+    """The processes that share one capture; all other figures are their sum.
+
+    Of one that died everything up to its last turn of packets is in the accounts, what was pending as shed
+    (`worker_died`); other packets that came to it are in no figure but `packets_lost`.
+    """
+
+    running: int
+    died: int
+    """Ended without being told to."""
+    packets_lost: int
+    """Came to a worker that died, or to its place while it was empty: received, not dropped, and not processed as far
+    as is known."""
+    connections: tuple[int, ...]
+    """Captured, by place; a worker takes the place of the one that died."""
+    captured_bytes: tuple[int, ...]
+    """Likewise."""
+
+
+@dataclass(frozen=True, slots=True)
 class AccountsReport:
     """One snapshot of a capturing gopher. `observe.report` turns it into JSON and a table."""
 
@@ -146,6 +168,8 @@ class AccountsReport:
     gaps: dict[str, int]
     """count, bytes."""
     upstreams: tuple[UpstreamAccount, ...]
+    workers: WorkersAccount | None = None
+    """None with one process."""
 
 
 def law_violations(report: AccountsReport) -> list[str]:

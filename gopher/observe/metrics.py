@@ -116,6 +116,16 @@ def _each(path: str, known: Iterable[str] = ()) -> Callable[[Fields], Iterator[S
     return read
 
 
+def _numbered(path: str) -> Callable[[Fields], Iterator[Sample]]:
+    """One label, whose values are the places in a list."""
+
+    def read(report: Fields) -> Iterator[Sample]:
+        for number, value in enumerate(_at(report, path) or ()):
+            yield (str(number),), value
+
+    return read
+
+
 def _counts(labels: tuple[str, ...], counts: dict[str, int], known: Iterable[str]) -> Iterator[Sample]:
     for key in dict.fromkeys((*known, *counts)):
         yield (*labels, key), counts.get(key, 0)
@@ -332,6 +342,33 @@ CAPTURE_METRICS: Final = (
     Metric("gopher_held_bytes", "gauge", "Bytes out of order, waiting for a hole to fill.", _one("bytes.held")),
     Metric("gopher_gaps_total", "counter", "Holes in streams that stayed.", _one("gaps.count")),
     Metric("gopher_gap_bytes_total", "counter", "Bytes missing in these holes.", _one("gaps.bytes")),
+    Metric("gopher_workers_running", "gauge", "With --workers: processes that capture.", _one("workers.running")),
+    Metric(
+        "gopher_workers_died_total",
+        "counter",
+        "Workers that ended without being told to.",
+        _one("workers.died"),
+    ),
+    Metric(
+        "gopher_workers_lost_packets_total",
+        "counter",
+        "Packets that came to a worker that died, and are in no other account.",
+        _one("workers.packets_lost"),
+    ),
+    Metric(
+        "gopher_worker_connections_total",
+        "counter",
+        "Captured connections of each worker: how evenly they are shared.",
+        _numbered("workers.connections"),
+        ("worker",),
+    ),
+    Metric(
+        "gopher_worker_captured_bytes_total",
+        "counter",
+        "Captured bytes of each worker.",
+        _numbered("workers.captured_bytes"),
+        ("worker",),
+    ),
     *_upstream_metrics("upstreams"),
 )
 """Capture mode."""

@@ -18,7 +18,7 @@ from gopher.observe.accounts import SHED_REASONS, law_violations
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gopher.observe.accounts import AccountsReport, UpstreamAccount
+    from gopher.observe.accounts import AccountsReport, UpstreamAccount, WorkersAccount
 
 __all__ = ["check_writable", "to_fields", "to_json", "to_table", "write_report", "write_text"]
 
@@ -112,6 +112,8 @@ def to_table(report: AccountsReport, width: int) -> str:
     lines += _wrap(f"packets      {_packets(report.packets)}", width, indent=13)
     lines += _wrap(f"connections  {_connections(report.connections)}", width, indent=13)
     lines += _wrap(f"streams      {_streams(report)}", width, indent=13)
+    if report.workers is not None:
+        lines += _wrap(f"workers      {_workers(report.workers)}", width, indent=13)
     for upstream in report.upstreams:
         lines += ["", *_upstream_block(upstream, width)]
     violations = law_violations(report)
@@ -152,6 +154,14 @@ def _streams(report: AccountsReport) -> str:
     if report.bytes["held"]:
         text += f", {report.bytes['held']:,} bytes held"
     return f"{text}; gaps: {report.gaps['count']:,} ({report.gaps['bytes']:,} bytes)"
+
+
+def _workers(workers: WorkersAccount) -> str:
+    connections = " + ".join(f"{count:,}" for count in workers.connections)
+    text = f"{workers.running:,} running, {connections} connections"
+    if workers.died:
+        text += f"; {workers.died:,} died, and {workers.packets_lost:,} packets came to them that are in no account"
+    return text
 
 
 def _upstream_block(upstream: UpstreamAccount, width: int) -> list[str]:

@@ -154,6 +154,10 @@ class GopherProcess:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def workers(self) -> list[int]:
+        """Process ids of its workers."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def peak_memory_mib(self) -> float:
         """VmHWM: the most that was ever resident, the kernel's packet ring included."""
         status = Path(f"/proc/{self.pid}/status").read_text()
@@ -169,6 +173,13 @@ class GopherProcess:
         """SIGTERM, then `wait`."""
         self._process.terminate()
         return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL: there is no report."""
+        self._process.kill()
+        self._process.wait()
+        self._ended()
+        assert_clean(self.stderr)
 
     def wait(self, *, status: int = 0, timeout_s: float = STOP_S) -> dict[str, Any]:
         """Wait for the exit; assert the status, a clean stderr and accounts that add up; return the report."""

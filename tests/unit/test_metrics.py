@@ -16,7 +16,7 @@ from gopher.relay.outcomes import CouplingStatistics
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 ALL = {metric.name: metric for metric in (*CAPTURE_METRICS, *RELAY_METRICS)}
 # What a label may be: chosen by the operator's command line, or from a list in gopher. Never a client, path or session.
-CLOSED_LABELS = {"version", "upstream", "reason", "by", "kind", "side", "status", "answer", "script"}
+CLOSED_LABELS = {"version", "upstream", "reason", "by", "kind", "side", "status", "answer", "script", "worker"}
 UPSTREAM = {
     "name": "b:80",
     "captured_bytes": 60,

@@ -1,0 +1,99 @@
+"""How a capture is divided between workers. Sans-I/O: settings in, settings out.
+
+What is promised to the machine holds for all workers together, so its bounds are divided: connections, queued bytes,
+flows, descriptors, rates, CPU. What one connection may use stays the same, and so does the time that gopher may be stopped for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gopher.config import MAX_WORKERS, RING_BLOCK_BYTES
+from gopher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gopher.config import CaptureConfig
+
+__all__ = ["kernel_shares", "worker_config", "worker_count"]
+
+
+def worker_count(config: CaptureConfig, cores: int) -> int:
+    """How many workers were asked for, on a machine with so many cores for gopher.
+
+    Raises:
+        ConfigError: there are not as many connections allowed.
+    """
+    most = config.mirror.max_connections
+    if config.workers == "auto":
+        return max(1, min(cores // 2, MAX_WORKERS, most))
+    if config.workers > most:
+        raise ConfigError(
+            f"--workers {config.workers} cannot share --max-connections {most}", hint="allow one connection each"
+        )
+    return config.workers
+
+
+def kernel_shares(config: CaptureConfig) -> bool:
+    """Whether the kernel gives each worker its flows. Where it cannot, each worker gets all packets and takes its own:
+    of files, and in tunnels, where both directions of a flow may look like two flows to it.
+    """
+    return config.source.read_path is None and not config.source.decap
+
+
+def worker_config(config: CaptureConfig, index: int, count: int, seed: int) -> CaptureConfig:
+    """What worker `index` of `count` (2 or more) is to do.
+
+    `seed` is of the hash that shares the flows out where the kernel does not; it is the same for all workers.
+    """
+    source, mirror, reassembly = config.source, config.mirror, config.reassembly
+    if source.ring_bytes is None:
+        # All flows may be in one share, and blocks close by the clock: a ring is never shorter than that.
+        ring_bytes = max(source.ring_time_bytes, source.ring_room_bytes // count)
+    else:
+        ring_bytes = max(2 * RING_BLOCK_BYTES, source.ring_bytes // count)
+    return replace(
+        config,
+        source=replace(source, ring_bytes=ring_bytes, wakeup_ms=_wakeup_ms(source.wakeup_ms)),
+        mirror=replace(
+            mirror,
+            upstream_memory_bytes=max(1, mirror.upstream_memory_bytes // count),
+            total_memory_bytes=max(1, mirror.total_memory_bytes // count),
+            max_connections=_part(mirror.max_connections, index, count),
+            max_bytes_per_s=_rate(mirror.max_bytes_per_s, count),
+            max_connections_per_s=_rate(mirror.max_connections_per_s, count),
+            cpu_limit=None if mirror.cpu_limit is None else mirror.cpu_limit / count,
+        ),
+        reassembly=replace(
+            reassembly,
+            max_flows=max(1, reassembly.max_flows // count),
+            total_memory_bytes=max(1, reassembly.total_memory_bytes // count),
+            share=(0, 1) if kernel_shares(config) else (index, count),
+            share_seed=seed,
+        ),
+        # What the supervisor does.
+        workers=1,
+        report_path=None,
+        metrics_address=None,
+        stats_interval_s=None,
+        live=False,
+        verbosity=-1,
+    )
+
+
+def _wakeup_ms(alone_ms: int) -> int:
+    """How long the kernel may hold a worker's packets back.
+
+    A worker gets less in the same time than the only process would, and a wake-up has its price whatever it brings. Two
+    workers that wait twice as long wake up as often as one. Not where low latency was asked for.
+    """
+    return 1 if alone_ms == 1 else 2 * alone_ms
+
+
+def _rate(per_s: int | None, count: int) -> int | None:
+    return None if per_s is None else max(1, per_s // count)
+
+
+def _part(whole: int, index: int, count: int) -> int:
+    """The parts of all add up to the whole and differ by one at most."""
+    return whole // count + (index < whole % count)

@@ -1,0 +1,193 @@
+"""One of the processes that share a capture: takes its part of the flows, and tells the supervisor its accounts.
+
+Runs `CaptureRun` as the only process of a capture does; what is different comes and goes by one socket, whose other end
+is the supervisor's (`gopher.capture.workers`). It obeys nobody else: signals that a terminal or an init system sends to
+all processes of a program are for the supervisor. When the supervisor is gone, so is the worker, at once.
+
+To the worker: a pickled `Setup` with the memory for its last figures along, then JSON `{"begin": time_ns}`, then
+`{"tell": true}` or `{"end": true}` now and then. From it: `{"opened": true}` with the packet socket along, then
+`{"report": …, "final": …}` now and then, or `{"failed": …}`. What it says is JSON because it reads packets from the
+network, and the supervisor may have rights that it has not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pickle
+import signal
+import socket
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from gopher.capture.figures import SharedFigures
+from gopher.capture.run import CaptureRun
+from gopher.capture.source import DeviceSource, open_source
+from gopher.control import Control
+from gopher.errors import GopherError, leaves_of
+from gopher.notify import ServiceManager
+from gopher.observe.summing import LastFigures, to_wire
+from gopher.privileges import drop_rights, find_user, prepare
+
+if TYPE_CHECKING:
+    from gopher.capture.source import PacketSource
+    from gopher.config import CaptureConfig
+    from gopher.upstreams.tcp import Address
+
+__all__ = ["MESSAGE_BYTES", "Setup", "figures_count", "main"]
+
+MESSAGE_BYTES: Final = 1 << 20
+"""More than a message may have: the kernel's bound for a datagram is its send buffer, 208 KiB by default."""
+# How old the accounts may be that the supervisor has without asking; telling them costs up to half a millisecond.
+TELL_S: Final = 0.5
+# Where there are many connections a snapshot takes longer, but never more than this share of a core.
+TELL_SHARE: Final = 0.01
+
+# <linux/prctl.h>
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker is told first."""
+
+    config: CaptureConfig
+    """Of this worker."""
+    addresses: list[list[Address]]
+    own: list[tuple[str, int]]
+    place: int
+    kernel_shares: bool
+    supervisor: int
+    """Its process id."""
+
+
+def main(descriptor: int) -> int:
+    """Be a worker, by what comes from the socket `descriptor`. Returns the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with socket.socket(fileno=descriptor) as channel:
+        message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
+        setup: Setup = pickle.loads(message)
+        figures = SharedFigures(descriptors[0], figures_count(setup.config))
+        os.close(descriptors[0])
+        _prctl(_PR_SET_NAME, f"gopher worker {setup.place}".encode())
+        _die_with(setup.supervisor)
+        channel.setblocking(False)
+        try:
+            return trio.run(_work, channel, setup, figures)
+        except BaseException as error:
+            failures = list(leaves_of(error))
+            if not all(isinstance(failure, GopherError) for failure in failures):
+                raise
+            failure = failures[0]
+            assert isinstance(failure, GopherError)
+            said = {"message": str(failure), "hint": failure.hint, "exit_status": failure.exit_status}
+            channel.setblocking(True)
+            channel.send(json.dumps({"failed": said}).encode())
+            return failure.exit_status
+
+
+def figures_count(config: CaptureConfig) -> int:
+    """How many numbers a worker shares with the supervisor: packets processed, and `LastFigures` of each upstream."""
+    return 1 + len(LastFigures._fields) * len(config.mirror.upstreams)
+
+
+def _die_with(supervisor: int) -> None:
+    """Have the kernel kill this process when its parent dies."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(1)  # it was faster
+
+
+def _prctl(option: int, argument: Any) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0)
+
+
+async def _work(channel: socket.socket, setup: Setup, figures: SharedFigures) -> int:
+    prepare()
+    user = find_user(setup.config.user)
+    source = open_source(setup.config.source, setup.own)
+    with contextlib.closing(source):
+        member = source if isinstance(source, DeviceSource) and setup.kernel_shares else None
+        socket.send_fds(channel, [json.dumps({"opened": True}).encode()], [member.fileno()] if member else [])
+        message = await trio.socket.from_stdlib_socket(channel).recv(MESSAGE_BYTES)
+        if not message:
+            os._exit(1)
+        # What is opened and made from here on is opened and made with the rights that are left.
+        drop_rights(user)
+        # The kernel has forgotten whom to die with.
+        _die_with(setup.supervisor)
+        if member:
+            member.begin(json.loads(message)["begin"])
+        return await _WorkerRun(setup, source, channel, figures).run()
+
+
+class _WorkerRun(CaptureRun):
+    def __init__(self, setup: Setup, source: PacketSource, channel: socket.socket, figures: SharedFigures) -> None:
+        # The supervisor speaks with the service manager: this one finds none in its environment.
+        super().__init__(setup.config, source, setup.addresses, setup.own, None, Control(), ServiceManager())
+        self._setup = setup
+        self._channel = channel
+        self._figures = figures
+        self._told: tuple[int, ...] = ()
+
+    async def _listen(self, nursery: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+        nursery.start_soon(self._tell_now_and_then)
+        task_status.started()
+        supervisor = trio.socket.from_stdlib_socket(self._channel)
+        while message := await supervisor.recv(MESSAGE_BYTES):
+            if "tell" in json.loads(message):
+                self._tell()
+            else:
+                self._end()
+        os._exit(1)  # nobody is left who could be told the accounts
+
+    async def _tell_now_and_then(self) -> None:
+        while True:
+            began_s = time.perf_counter()
+            self._turned()
+            signature = self._signature()
+            if signature != self._told and self._tell():
+                self._told = signature
+            await trio.sleep(max(TELL_S, (time.perf_counter() - began_s) / TELL_SHARE))
+
+    def _tell(self) -> bool:
+        # A supervisor that is behind need not know every report.
+        with contextlib.suppress(BlockingIOError):
+            self._channel.send(self._message(final=False))
+            return True
+        return False
+
+    def _turned(self) -> None:
+        numbers = [self._mirror.reassembler.packets]
+        for upstream in self._mirror.upstreams:
+            ledger = upstream.ledger
+            numbers += [ledger.captured, ledger.delivered]
+            numbers += [upstream.connections_captured, upstream.connections_delivered]
+        self._figures.write(numbers)
+
+    def _signature(self) -> tuple[int, ...]:
+        """What changes whenever the accounts do, and costs little."""
+        signature = [self._mirror.reassembler.packets]
+        for upstream in self._mirror.upstreams:
+            ledger = upstream.ledger
+            signature += [ledger.captured, ledger.delivered, ledger.pending, ledger.responses]
+            signature += [upstream.connections_captured, upstream.connections_pending, upstream.dials]
+        return tuple(signature)
+
+    def _message(self, *, final: bool) -> bytes:
+        report = self._mirror.snapshot()
+        if not self._setup.kernel_shares and self._setup.place > 0:
+            # All workers have read the same packets.
+            report = replace(report, packets={**report.packets, "received": 0})
+        message = {"report": to_wire(report), "final": final, "truncated": self._source.truncated}
+        return json.dumps(message).encode()
+
+    async def _report(self) -> None:
+        await trio.socket.from_stdlib_socket(self._channel).send(self._message(final=True))

@@ -1,0 +1,570 @@
+"""`--workers`: flows are shared, accounts are one, and a worker that dies takes only its own flows with it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+import trio
+
+from gopher.capture.place import Place
+from gopher.capture.shares import worker_config
+from gopher.capture.worker import Setup
+from gopher.cli import parse
+from gopher.link import decode_header
+from tests.support.accounts import assert_all_delivered, only_upstream
+from tests.support.clients import curl, exchange, get, noise, post
+from tests.support.command import GopherProcess, assert_clean, run_gopher
+from tests.support.packets import Conversation, ethernet, ipv4, ipv4_fragments, pcap_file, tcp, udp
+from tests.support.rights import REACHABLE, no_rights, rights
+from tests.support.servers import RecordingSink, assert_mirrored
+
+pytestmark = pytest.mark.e2e
+
+PRODUCTION = ("127.0.0.1", 80)
+SHADOW = ("127.0.0.2", 3280)
+TWO = ("-c", "-p", "80", "--workers", "2")
+WAIT_S = 20
+
+
+@pytest.fixture
+def production(host):
+    with RecordingSink(PRODUCTION, namespace=host) as sink:
+        yield sink
+
+
+@pytest.fixture
+def shadow(host):
+    with RecordingSink(SHADOW, namespace=host) as sink:
+        yield sink
+
+
+def is_gone(pid):
+    """Whether there is no such process, or nothing but its exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"still waiting for {what}"
+        time.sleep(0.02)
+
+
+def assert_shared(report, connections, least=0.25):
+    """Both workers had their part of so many connections. By chance one of 100 has less than 25 once in 10 million."""
+    parts = report["workers"]["connections"]
+    assert sum(parts) == connections
+    assert len(parts) == 2
+    assert min(parts) >= least * connections, parts
+    assert sum(report["workers"]["captured_bytes"]) == report["bytes"]["captured"]
+
+
+@pytest.mark.parametrize("interface", ["lo", "any"])
+def test_loopback_flows_are_shared_and_every_byte_arrives(host, production, shadow, interface):
+    with GopherProcess(*TWO, "-i", interface, "--responses", "-u", shadow.name, namespace=host) as gopher:
+        for number in range(100):
+            with host.connect(PRODUCTION) as client:
+                exchange(client, get(number))
+                exchange(client, post(number, noise(5_000, number)))
+        assert_mirrored(production, shadow)
+    assert_all_delivered(gopher.report)
+    assert_shared(gopher.report, 100)
+    # Had the directions of a flow come to different workers, each would have seen a flow.
+    assert gopher.report["connections"]["seen"] == 100
+    assert gopher.report["bytes"]["responses"] == sum(each.sent_bytes for each in production.connections)
+    assert gopher.report["bytes"]["captured"] == sum(len(stream) for stream in production.streams)
+
+
+def test_what_comes_while_workers_start_is_mirrored_once_at_most(host, production, shadow):
+    """Until the group is complete, each socket gets every packet."""
+    with ExitStack() as clients:
+        opened = [clients.enter_context(host.connect(PRODUCTION)) for _ in range(20)]
+        over = threading.Event()
+
+        def talk():
+            number = 0
+            while not over.is_set():
+                exchange(opened[number % 20], get(number))
+                number += 1
+
+        talking = threading.Thread(target=talk)
+        talking.start()
+        clients.callback(talking.join)
+        clients.callback(over.set)
+        with GopherProcess(*TWO, "-i", "lo", "-u", shadow.name, namespace=host) as gopher:
+            shadow.wait(lambda: sum(len(each.received) for each in shadow.connections) > 20_000, "some requests")
+            over.set()
+            talking.join()
+            clients.close()
+            wait_until(lambda: all(each.ended for each in shadow.connections), "ended connections")
+    assert len(shadow.connections) == 20
+    requests = [line for stream in shadow.streams for line in re.findall(rb"GET /\d+ ", stream)]
+    assert len(requests) == len(set(requests))
+    assert gopher.report["connections"]["joined"] == 20
+    assert only_upstream(gopher.report)["shed_bytes"] == 0
+
+
+@pytest.mark.parametrize(("client", "server"), [("10.77.1.1", "10.77.1.2"), ("fd77:1::1", "fd77:1::2")])
+def test_flows_of_a_device_are_shared(network, client, server):
+    del client
+    with (
+        RecordingSink((server, 80), namespace=network.production) as production,
+        RecordingSink(("10.77.2.2", 3280), namespace=network.shadow) as shadow,
+        GopherProcess(
+            *TWO, "-i", "net0", "--responses", "-u", "10.77.2.2:3280", namespace=network.production
+        ) as gopher,
+    ):
+        for number in range(100):
+            with network.client.connect((server, 80)) as client:
+                exchange(client, get(number))
+        assert_mirrored(production, shadow)
+    assert_all_delivered(gopher.report)
+    assert_shared(gopher.report, 100)
+    assert gopher.report["connections"]["seen"] == 100
+    assert gopher.report["bytes"]["responses"] == sum(each.sent_bytes for each in production.connections)
+
+
+def inject(network, packets):
+    """Put frames on the wire between the client and production."""
+    send = "import socket,sys,json; s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW); s.bind(('net0',0)); "
+    send += "[s.send(bytes.fromhex(frame)) for frame in json.load(sys.stdin)]"
+    argv = network.client.command(sys.executable, "-c", send)
+    frames = [packet.hex() for _, packet in packets]
+    subprocess.run(argv, input=json.dumps(frames), text=True, check=True, timeout=WAIT_S)
+
+
+def fragmented(number):
+    """One connection whose second request comes in fragments, and its bytes."""
+    talk = Conversation(client=("10.77.1.1", 20_000 + number), server=("10.77.1.2", 80), wrap=broadcast)
+    talk.handshake().data(get(number))
+    whole = post(number, noise(1_000, number))
+    segment = tcp(20_000 + number, 80, seq=1001 + len(get(number)), payload=whole)
+    fragments = ipv4_fragments(segment, "10.77.1.1", "10.77.1.2", identification=number, size=400)
+    talk.packets += [(talk.now_ns, broadcast(fragment)) for fragment in fragments]
+    talk.sent[0] += len(whole)
+    return talk.data(get(number + 1000)).close(), get(number) + whole + get(number + 1000)
+
+
+def broadcast(packet):
+    return b"\xff" * 6 + ethernet(packet)[6:]
+
+
+def test_fragments_come_to_the_worker_of_their_flow(network):
+    talks = [fragmented(number) for number in range(40)]
+    with (
+        RecordingSink(("10.77.2.2", 3280), namespace=network.shadow) as shadow,
+        GopherProcess(*TWO, "-i", "net0", "-u", "10.77.2.2:3280", namespace=network.production) as gopher,
+    ):
+        inject(network, [packet for talk, _ in talks for packet in talk.packets])
+        shadow.wait_ended(40)
+        assert shadow.streams == sorted(stream for _, stream in talks)
+    assert_all_delivered(gopher.report)
+    assert_shared(gopher.report, 40, least=0.1)
+    assert gopher.report["gaps"]["count"] == 0
+
+
+def vxlan(packet, port):
+    """As a cloud's mirror sends it: each direction of a flow from a port of its own."""
+    outer = udp(port, 4789, b"\x08\0\0\0\0\0\x2a\0" + ethernet(packet))
+    return broadcast(ipv4(outer, "10.77.1.1", "10.77.1.2", protocol=17))
+
+
+def test_directions_of_a_flow_in_a_tunnel_meet(network):
+    packets = []
+    for number in range(40):
+        talk = Conversation(client=("192.0.2.1", 30_000 + number), wrap=bytes)
+        talk.handshake().data(get(number)).data(b"answer", direction=1).close()
+        ports = {b"\xc0\0\x02\x01": 40_000 + number, b"\xc0\0\x02\x02": 50_000 + number}
+        packets += [(time_ns, vxlan(packet, ports[packet[12:16]])) for time_ns, packet in talk.packets]
+    with (
+        RecordingSink(("10.77.2.2", 3280), namespace=network.shadow) as shadow,
+        GopherProcess(
+            *TWO, "-i", "net0", "--decap", "--responses", "-u", "10.77.2.2:3280", namespace=network.production
+        ) as gopher,
+    ):
+        inject(network, packets)
+        shadow.wait_ended(40)
+        assert shadow.streams == sorted(get(number) for number in range(40))
+    assert_all_delivered(gopher.report)
+    assert_shared(gopher.report, 40, least=0.1)
+    assert gopher.report["connections"]["seen"] == 40
+    assert gopher.report["bytes"]["responses"] == 40 * len(b"answer")
+
+
+def test_killed_worker_takes_only_its_own_flows(host, production, shadow):
+    """Connections send on for the whole time. Those of the other worker are mirrored whole, on one connection each."""
+    with (
+        GopherProcess(*TWO, "-i", "lo", "-u", shadow.name, namespace=host) as gopher,
+        ExitStack() as clients,
+    ):
+        opened = [clients.enter_context(host.connect(PRODUCTION)) for _ in range(40)]
+
+        def talk(number):
+            for each, client in enumerate(opened):
+                exchange(client, get(1000 * number + each))
+
+        for rounds in range(2):  # what a worker does in the turn in which it dies, nobody knows
+            talk(rounds)
+            shadow.wait_requests(40 * (rounds + 1))
+        first, second = gopher.workers()
+        os.kill(first, signal.SIGKILL)
+        deadline = time.monotonic() + WAIT_S
+        # The flows of the dead worker go on, on new connections, once another one has taken its place.
+        while not (len(shadow.connections) > 40 and len(gopher.workers()) == 2):
+            assert time.monotonic() < deadline, gopher.stderr
+            rounds += 1
+            talk(rounds)
+        reborn = [child for child in gopher.workers() if child != second]
+        talk(rounds + 1)
+        clients.close()
+        production.wait_ended(40)
+        wait_until(lambda: all(each.ended for each in shadow.connections), "ended connections")
+        report = gopher.stop()
+    assert len(reborn) == 1
+    assert re.search(r"gopher: warning: worker 0 died \(SIGKILL\), and \d+ open connections with it", gopher.stderr)
+    account, workers = only_upstream(report), report["workers"]
+    whole = set(production.streams) & set(shadow.streams)
+    lost = account["connections"]["shed_by_reason"]["worker_died"]
+    assert lost > 0
+    assert len(whole) == 40 - lost
+    assert workers["connections"][1] == 40 - lost
+    assert workers["connections"][0] > lost
+    assert account["connections"]["shed"] == lost
+    assert workers["died"] == 1
+    # Every packet is in an account, those that came to nobody, too.
+    packets = report["packets"]
+    assert workers["packets_lost"] > 0
+    assert packets["received"] == packets["processed"] + packets["dropped_by_kernel"] + workers["packets_lost"]
+    # Gopher claims nothing that did not arrive, and may know too little of the turn in which the worker died.
+    assert account["delivered_bytes"] <= account["captured_bytes"] <= sum(len(stream) for stream in shadow.streams)
+    # No request is there in part.
+    assert sum(each.scanner.requests for each in shadow.connections) == sum(
+        len(re.findall(rb"GET /\d+ ", stream)) for stream in shadow.streams
+    )
+
+
+def test_what_a_killed_worker_had_pending_is_shed(host, production):
+    host.shrink_buffers()
+    size = 900_000  # fits gopher's queue for one connection, and is more than shrunken buffers take
+    with (
+        RecordingSink(SHADOW, "silent", namespace=host) as stalled,
+        GopherProcess(*TWO, "-i", "lo", "-u", stalled.name, "--metrics", "127.0.0.1:9464", namespace=host) as gopher,
+        host.connect(PRODUCTION) as client,
+    ):
+
+        def account():
+            return only_upstream(json.loads(curl("http://127.0.0.1:9464/report.json", namespace=host)))
+
+        exchange(client, post(1, noise(size)))
+        wait_until(lambda: account()["captured_bytes"] > size, "the upload")
+        before = account()
+        assert before["pending_bytes"] > 0
+        for worker in gopher.workers():
+            os.kill(worker, signal.SIGKILL)
+        gopher.wait_stderr(lambda line: "died (SIGKILL)" in line, count=2)
+        wait_until(lambda: account()["pending_bytes"] == 0, "the account of the dead")
+        report = gopher.stop()
+    account = only_upstream(report)
+    assert account["shed"] == {"worker_died": before["pending_bytes"]}
+    assert account["delivered_bytes"] == before["delivered_bytes"]
+    assert account["connections"]["shed_by_reason"] == {"worker_died": 1}
+    assert report["workers"]["died"] == 2
+    packets = report["packets"]
+    accounted = packets["processed"] + packets["dropped_by_kernel"] + report["workers"]["packets_lost"]
+    assert packets["received"] == accounted > 0
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_killed_supervisor_leaves_no_orphan(host, production, shadow, stopped):
+    """A worker that is stopped reads no socket: the kernel must end it."""
+    with (
+        GopherProcess(*TWO, "-i", "lo", "-u", shadow.name, namespace=host) as gopher,
+        host.connect(PRODUCTION) as client,
+    ):
+        exchange(client, get(1))
+        shadow.wait_requests(1)
+        workers = gopher.workers()
+        assert len(workers) == 2
+        if stopped:
+            for worker in workers:
+                os.kill(worker, signal.SIGSTOP)
+        gopher.kill()
+        wait_until(lambda: all(map(is_gone, workers)), "the workers' end")
+        shadow.wait_ended(1)
+
+
+def test_worker_whose_supervisor_has_hung_up_ends(tmp_path):
+    """Where the kernel does not tell of the parent's end: after a change of rights, or in another namespace."""
+    path = tmp_path / "talk.pcap"
+    path.write_bytes(pcap_file(Conversation().handshake().data(get(1)).packets))
+    config = parse(["-c", "-p", "80", "--read", str(path), "-u", f"dir:{tmp_path}/streams", "--workers", "2"])
+
+    async def leave_it():
+        place = Place(0)
+        place.start(
+            Setup(
+                config=worker_config(config, 0, 2, 0),
+                addresses=[[]],
+                own=[],
+                place=0,
+                kernel_shares=False,
+                supervisor=os.getpid(),
+            )
+        )
+        assert await place.opened() is None
+        process = place.process
+        place.leave()
+        return process
+
+    process = trio.run(leave_it)
+    assert process.wait(WAIT_S) == 1
+    assert not (tmp_path / "streams").exists()
+
+
+def talks_file(path):
+    """A capture with all sorts: whole connections, joined ones, holes, fragments, other ports, IPv6, a torn end."""
+    packets = []
+    for number in range(60):
+        start = {"client": (f"192.0.2.{number}", 1000 + 2 * number)}
+        if number % 5 == 0:
+            start = {"client": ("2001:db8::1", 1000 + 2 * number), "server": ("2001:db8::2", 80)}
+        talk = Conversation(**start)
+        talk.now_ns += number
+        if number % 3:
+            talk.handshake()
+        talk.data(get(number)).data(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", direction=1)
+        for at in range(0, 3_000, 1_000):
+            talk.data(post(number, noise(2_900, number))[at : at + 1_000])
+        if number % 7 == 0:
+            del talk.packets[-2]
+        talk.data(get(number)).close()
+        packets += talk.packets
+    for number in range(20):
+        talk, _ = fragmented(number)
+        packets += talk.packets
+    packets.append((packets[-1][0] + 1, ethernet(b"\x45", ethertype=0x0806)))
+    packets += Conversation(server=("192.0.2.2", 8080)).handshake().data(b"another port").packets
+    path.write_bytes(pcap_file(sorted(packets))[:-3])
+
+
+def test_file_read_by_two_workers_gives_what_one_gives(tmp_path):
+    path = tmp_path / "talks.pcap"
+    talks_file(path)
+    reports, streams = [], []
+    for workers in ("1", "2"):
+        directory = tmp_path / workers
+        with GopherProcess(
+            *("-c", "-p", "80", "--responses", "--read", str(path), "--speed", "max", "--workers", workers),
+            *("-u", f"dir:{directory}"),
+        ) as gopher:
+            reports.append(gopher.wait())
+        assert gopher.stderr.count(f"gopher: warning: {path} ends in the middle of a packet") == 1
+        assert gopher.stderr.count(f"gopher: reading {path}, tcp port 80, to 1 upstream") == 1
+        streams.append({each.name: each.read_bytes() for each in directory.iterdir()})
+    one, two = reports
+    assert streams[0] == streams[1]
+    assert len(streams[0]) > 80
+    assert one["gaps"]["count"] > 0
+    assert_shared(two, one["upstreams"][0]["connections"]["captured"])
+    for report in reports:
+        for differs in ("started_at", "duration_s", "workers"):
+            del report[differs]
+        for upstream in report["upstreams"]:
+            del upstream["name"]
+    assert two == one
+
+
+def test_worker_that_dies_reading_a_file_is_not_replaced(tmp_path):
+    """Another one would send again what was sent."""
+    path = tmp_path / "talk.pcap"
+    talk = Conversation().handshake().data(get(1))
+    talk.now_ns += 60_000_000_000
+    path.write_bytes(pcap_file(talk.data(get(2)).close().packets))
+    with (
+        RecordingSink() as shadow,
+        GopherProcess(*TWO, "--read", str(path), "-u", shadow.name) as gopher,
+    ):
+        shadow.wait_requests(1)
+        for worker in gopher.workers():
+            os.kill(worker, signal.SIGKILL)
+        report = gopher.wait(status=1)
+    [error] = [line for line in gopher.stderr.splitlines() if line.startswith("gopher: error: ")]
+    assert f"a worker died while it read {path}" in error
+    assert report["workers"]["died"] == 2
+
+
+def test_signal_drains_all_workers(host, production):
+    """Sent to the whole process group, as a terminal or an init system does."""
+    with (
+        RecordingSink(SHADOW, hold=True, namespace=host) as shadow,
+        GopherProcess(*TWO, "-i", "lo", "--drain", "15", "-u", shadow.name, namespace=host) as gopher,
+    ):
+        for number in range(20):
+            with host.connect(PRODUCTION) as client:
+                exchange(client, get(number))
+        shadow.wait_requests(20)
+        workers = gopher.workers()
+        for worker in workers:
+            os.kill(worker, signal.SIGTERM)
+            os.kill(worker, signal.SIGINT)
+        gopher.signal(signal.SIGTERM)
+        gopher.signal(signal.SIGUSR1)
+        gopher.wait_stderr(lambda line: line.endswith(" open now"))
+        assert not any(map(is_gone, workers))
+        assert not any(each.ended for each in shadow.connections)
+        shadow.release()
+        report = gopher.wait()
+        assert_mirrored(production, shadow)
+    assert_all_delivered(report)
+    assert_shared(report, 20, least=0.05)
+
+
+def test_second_signal_ends_workers_that_do_not_answer(host, production, shadow):
+    with GopherProcess(*TWO, "-i", "lo", "--drain", "60", "-u", shadow.name, namespace=host) as gopher:
+        with host.connect(PRODUCTION) as client:
+            exchange(client, get(1))
+        shadow.wait_requests(1)
+        stuck, other = gopher.workers()
+        os.kill(stuck, signal.SIGSTOP)
+        gopher.signal(signal.SIGTERM)
+        wait_until(lambda: is_gone(other), "the other worker's end")
+        gopher.signal(signal.SIGTERM)
+        report = gopher.wait(timeout_s=10)
+    assert report["workers"]["died"] == 1
+
+
+def test_connections_beyond_the_bound_are_shed(host, production):
+    with (
+        RecordingSink(SHADOW, hold=True, namespace=host) as shadow,
+        GopherProcess(
+            *TWO, "-i", "lo", "--drain", "0.1", "--max-connections", "10", "-u", shadow.name, namespace=host
+        ) as gopher,
+        ExitStack() as clients,
+    ):
+        for number in range(60):
+            exchange(clients.enter_context(host.connect(PRODUCTION)), get(number))
+        shadow.wait(lambda: len(shadow.connections) == 10, "ten connections")
+    assert only_upstream(gopher.report)["connections"]["shed_by_reason"]["max_connections"] == 50
+
+
+def test_links_of_different_workers_have_ids_of_their_own(host, production):
+    with (
+        RecordingSink(SHADOW, "mute", namespace=host) as relay,
+        GopherProcess(*TWO, "-i", "lo", "--linger", "0.2", "-u", f"relay://{relay.name}", namespace=host) as gopher,
+    ):
+        for number in range(40):
+            with host.connect(PRODUCTION) as client:
+                exchange(client, get(number))
+        relay.wait_ended(40)
+        ids = {decode_header(bytes(each.received))[0].unique_id for each in relay.connections}
+    assert len(ids) == 40
+    assert_shared(gopher.report, 40, least=0.1)
+
+
+def test_one_worker_is_one_process(host, shadow):
+    with GopherProcess("-c", "-p", "80", "--workers", "1", "-i", "lo", "-u", shadow.name, namespace=host) as gopher:
+        assert gopher.workers() == []
+    assert gopher.report["workers"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("-i", "no-such-device"), 2, "no-such-device"),
+        (("-i", "lo", "--filter", "port http or"), 2, "port http or"),
+        (("--read", "/no/such/file.pcap"), 2, "/no/such/file.pcap"),
+        (("-i", "lo", "--write", "x.pcap"), 2, "--write needs one worker"),
+        (("-i", "lo", "--workers", "0"), 2, "1 to 64, or auto"),
+        (("-i", "lo", "--max-connections", "1"), 2, "--max-connections 1"),
+        (("-i", "lo", "-u", "dir:/proc/no/such/folder"), 1, "/proc/no/such/folder"),
+    ],
+)
+def test_mistake_is_one_clear_sentence(host, arguments, status, said):
+    done = run_gopher(*TWO, "-u", "127.0.0.2:3280", *arguments, namespace=host)
+    assert done.returncode == status, done
+    assert_clean(done.stderr)
+    [message] = [line for line in done.stderr.splitlines() if line.startswith("gopher: ")]
+    assert said in message
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_no_permission_is_77(host):
+    prefix = ("setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw")
+    done = run_gopher(*TWO, "-i", "lo", "-u", "127.0.0.2:3280", namespace=host, prefix=prefix)
+    assert done.returncode == 77
+    assert done.stderr.count("gopher: error: ") == 1
+
+
+def test_workers_give_up_root_and_are_replaced_all_the_same(host, production, shadow):
+    with GopherProcess(
+        *TWO, "-i", "lo", "--user", "nobody", "-u", shadow.name, namespace=host, prefix=REACHABLE
+    ) as gopher:
+        first, second = gopher.workers()
+        for worker in (first, second):
+            assert list(rights(worker)) == [no_rights()]
+        os.kill(first, signal.SIGKILL)
+        gopher.wait_stderr(lambda line: "died (SIGKILL)" in line)
+        clients = 0
+        while not all(count > 0 for count in shared(gopher)):
+            clients += 1
+            assert clients < 2000, gopher.stderr
+            with host.connect(PRODUCTION) as client:
+                exchange(client, get(clients))
+        [replaced] = set(gopher.workers()) - {second}
+        assert list(rights(replaced)) == [no_rights()]
+        report = gopher.stop()
+    assert report["workers"]["died"] == 1
+
+
+def shared(gopher):
+    """How many connections each worker has had, by the table."""
+    before = gopher.stderr.count("\nworkers ")
+    gopher.signal(signal.SIGUSR1)
+    gopher.wait_stderr(lambda line: line.startswith("workers "), count=before + 1)
+    line = [line for line in gopher.stderr.splitlines() if line.startswith("workers ")][-1]
+    return [
+        int(count.replace(",", "")) for count in re.search(r"running, ([\d, +]+) connections", line)[1].split(" + ")
+    ]
+
+
+def test_reload_is_refused_and_changes_nothing(host, production, shadow, tmp_path):
+    path = tmp_path / "gopher.toml"
+    path.write_text(f'mode = "capture"\nport = 80\ninterface = "lo"\nworkers = 2\nupstream = "{shadow.name}"\n')
+    with GopherProcess("--config", str(path), namespace=host) as gopher:
+        workers = gopher.workers()
+        assert len(workers) == 2
+        path.write_text(path.read_text() + "linger = 1\n")
+        gopher.signal(signal.SIGHUP)
+        gopher.wait_stderr(re.compile("gopher: not reloaded, nothing has changed: several workers").match)
+        with host.connect(PRODUCTION) as client:
+            exchange(client, get(1))
+        assert_mirrored(production, shadow)
+        assert gopher.workers() == workers
+
+
+def test_service_manager_hears_the_supervisor_alone(host, shadow, tmp_path):
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(WAIT_S)
+        prefix = ("env", f"NOTIFY_SOCKET={tmp_path}/notify", "WATCHDOG_USEC=60000000")
+        with GopherProcess(*TWO, "-i", "lo", "-u", shadow.name, namespace=host, prefix=prefix) as gopher:
+            said = b""
+            while b"READY=1" not in said:
+                said = manager.recv(4096)
+            for worker in gopher.workers():
+                assert b"NOTIFY_SOCKET" not in Path(f"/proc/{worker}/environ").read_bytes()
+            gopher.stop()
+            while said != b"STOPPING=1":
+                said = manager.recv(4096)
