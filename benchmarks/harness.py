@@ -278,20 +278,33 @@ class Gopher(Process):
         )
         self.wait_for_line("gopher: capturing on")
 
+    def _pids(self) -> list[int]:
+        """Of all its processes: with --workers there are several."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
+
+    def cpu_s(self) -> tuple[float, float]:
+        """User and system seconds of all its processes so far; see `process_cpu_s`."""
+        user, system = zip(*map(process_cpu_s, self._pids()), strict=True)
+        return sum(user), sum(system)
+
+    def _kib(self, file: str, pattern: str) -> int:
+        """The sum of what a pattern finds in a file of /proc, of all its processes."""
+        return sum(
+            int(kib) for pid in self._pids() for kib in re.findall(pattern, Path(f"/proc/{pid}/{file}").read_text())
+        )
+
     def peak_resident_mib(self) -> float:
         """High-water mark of resident memory. The capture ring is mapped, so it counts in full from the start."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+        return self._kib("status", r"VmHWM:\s+(\d+) kB") / 1024
 
     def resident_mib(self) -> float:
         """Resident memory now, the ring included."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
+        return self._kib("status", r"VmRSS:\s+(\d+) kB") / 1024
 
     def ring_mib(self) -> float:
         """The part of resident memory that is the kernel's capture ring: the mapping of a packet socket."""
-        smaps = Path(f"/proc/{self.pid}/smaps").read_text()
-        return sum(int(kb) for kb in re.findall(r"socket:\[\d+\]\n(?:.*\n)*?Rss:\s+(\d+) kB", smaps)) / 1024
+        return self._kib("smaps", r"socket:\[\d+\]\n(?:.*\n)*?Rss:\s+(\d+) kB") / 1024
 
     def end(self) -> dict:
         """SIGTERM, and the report it wrote."""

@@ -37,6 +37,7 @@ BENCHMARKS = {
     "offline": ["benchmarks.macro.offline"],
     "offline-peers": ["benchmarks.macro.offline", "--bytes=100000000", "--peers"],
     "latency": ["benchmarks.macro.latency"],
+    "workers": ["benchmarks.macro.workers"],
     "relay": ["benchmarks.macro.relay"],
 }
 

@@ -149,6 +149,7 @@ def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.
         "resident_mib": resident,
         "ring_mib": ring,
         "resident_now_mib": resident_now,
+        "workers": report["workers"],
     }
 
 

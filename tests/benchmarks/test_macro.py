@@ -75,6 +75,18 @@ def test_rates(host, tmp_path):
             check(done)
 
 
+def test_workers(host, tmp_path):
+    [paced, saturated] = rounds_of(host, tmp_path, "workers", "--seconds=0.3", "--rates", "2000", "0")
+    for workers in ("1", "2"):
+        check(paced[workers])
+        done = saturated[workers]
+        assert done["arrived"] == done["served"] > 0
+        assert done["lost"] == done["report_differs_bytes"] == 0
+    assert sum(paced["2"]["workers"]["connections"]) == 200
+    assert min(paced["2"]["workers"]["connections"]) > 0
+    assert paced["1"]["workers"] is None
+
+
 def test_inline(host, tmp_path):
     [done] = rounds_of(host, tmp_path, "inline", "--seconds=0.3", "--rate=500", "--requests=16")
     for side, counted in done["cpu"].items():
