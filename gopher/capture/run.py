@@ -209,12 +209,12 @@ class CaptureRun:
         self._config = config
         self._control = control
         self._manager = manager
-        self._console = Console(config, source.name, self._mirror.snapshot)
-        control.log = self._console.log
         self._metrics = metrics
         self._source = source
         self._from_file = isinstance(source, FileSource)
         self._mirror = Mirror(config, addresses, source, can_wait=self._from_file, own=own)
+        self._console = Console(config, source.name, self._mirror.snapshot)
+        control.log = self._console.log
         self._turn = trio.Lock()
         self._intake_scope = trio.CancelScope()
         self._drain_scope = trio.CancelScope()

@@ -1,7 +1,8 @@
 """How a capture is divided between workers. Sans-I/O: settings in, settings out.
 
 What is promised to the machine holds for all workers together, so its bounds are divided: connections, queued bytes,
-flows, descriptors, rates, CPU. What one connection may use stays the same, and so does the time that gopher may be stopped for.
+flows, descriptors, rates, CPU. What one connection may use stays the same, and so does the time that gopher may be
+stopped for.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class _Supervisor:
             place.close()
 
     async def run(self) -> int:
-        config, console = self._config, self._console
+        console = self._console
         await self._start_all()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._listen, nursery)

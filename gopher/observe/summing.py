@@ -125,6 +125,7 @@ def _sum_upstreams(one: UpstreamAccount, other: UpstreamAccount) -> UpstreamAcco
         **added,
         connections=ConnectionAccount(**_sum(_shallow(one.connections), _shallow(other.connections))),
         latency=_sum_latencies(one.latency, other.latency),
+        failing=one.failing or other.failing,
     )
 
 

@@ -214,11 +214,18 @@ def test_report_travels_unchanged():
     assert from_wire(json.loads(json.dumps(to_wire(REPORT)))) == REPORT
 
 
+def test_upstream_that_fails_for_one_worker_is_failing():
+    [upstream] = REPORT.upstreams
+    failing = replace(REPORT, upstreams=(replace(upstream, failing="refused"),))
+    for reports in ([REPORT, failing], [failing, REPORT]):
+        assert sum_reports(reports).upstreams[0].failing == "refused"
+
+
 def test_sum_adds_every_counter():
     total = json.loads(to_json(sum_reports([REPORT, REPORT, REPORT])))
     once = json.loads(to_json(REPORT))
     same = {"version", "source", "started_at", "duration_s", "workers", "name", "up_to_s", "accounts_add_up"}
-    same |= {"added_s", "removed_s"}
+    same |= {"added_s", "removed_s", "failing"}
 
     def check(whole, part, path):
         if isinstance(part, dict):
