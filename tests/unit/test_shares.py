@@ -215,8 +215,8 @@ def test_report_travels_unchanged():
 
 
 def test_upstream_that_fails_for_one_worker_is_failing():
-    [upstream] = REPORT.upstreams
-    failing = replace(REPORT, upstreams=(replace(upstream, failing="refused"),))
+    first, *others = REPORT.upstreams
+    failing = replace(REPORT, upstreams=(replace(first, failing="refused"), *others))
     for reports in ([REPORT, failing], [failing, REPORT]):
         assert sum_reports(reports).upstreams[0].failing == "refused"
 
