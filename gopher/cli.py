@@ -22,7 +22,7 @@ import re
 import sys
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast, get_args
 
 from gopher import __version__
 from gopher.config import (
@@ -30,11 +30,13 @@ from gopher.config import (
     MIB,
     MINIMUM_MEMORY_BYTES,
     CaptureConfig,
+    Forwarded,
     MirrorConfig,
     OverlapPolicy,
     ReassemblyConfig,
     RelayConfig,
     SourceConfig,
+    TlsConfig,
     UpstreamConfig,
 )
 from gopher.effective import effective_toml
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
+    from gopher.config import Scheme
     from gopher.plan import MirrorPlan, Scope
 
 __all__ = ["main", "parse", "read_plan"]
@@ -77,6 +80,7 @@ UPSTREAM is one of
                        (relay mode: 80)
   [ADDRESS][:PORT]     IPv6 address
   tcp://HOST[:PORT]    the same, as a URL
+  tls://HOST[:PORT]    over TLS, by default to port 443; relay mode, first UPSTREAM
   relay://HOST[:PORT]  a relay, or any server that speaks the PROXY protocol: it is
                        told who the client was, and with --responses a relay gets
                        production's answers along
@@ -94,6 +98,7 @@ examples:
   gopher -c -i eth0 -p 80,8080 -u staging:80 --sample 10% --report accounts.json
   gopher -c -p 80 --read monday.pcap --speed max -u dir:streams
   gopher -r -p 3280 -u localhost:80
+  gopher -r -p 3280 -u tls://shadow.example.com --host shadow.example.com
 
 exit status:
   0 finished, 1 failed while running, 2 wrong usage, 77 not permitted to capture
@@ -108,6 +113,7 @@ _STAGES: Final[dict[str, type]] = {
     "mirror": MirrorConfig,
     "run": CaptureConfig,
     "relay": RelayConfig,
+    "tls": TlsConfig,
 }
 # What `--check-config` does not show.
 _SECRET: Final = ("relay.marker",)
@@ -210,6 +216,13 @@ def _capture(scope: Scope, given: dict[str, dict[str, Any]]) -> CaptureConfig:
         )
     source["ports"] = tuple(dict.fromkeys(source.get("ports", ()))) or _PLACEHOLDER_PORTS
     mirror["upstreams"] = _upstreams(scope, source["ports"])
+    for upstream in mirror["upstreams"]:
+        if upstream.scheme == "tls":
+            scope.wrong(
+                "mirror.upstreams",
+                f" {upstream.name!r}: capture mode does not speak TLS, relay mode does",
+                hint=f"start gopher -r -p 3280 --listen 127.0.0.1 -u {upstream.name}, and capture to 127.0.0.1:3280",
+            )
     return CaptureConfig(
         source=SourceConfig(**source),
         reassembly=ReassemblyConfig(**given["reassembly"]),
@@ -228,12 +241,17 @@ def _relay(scope: Scope, given: dict[str, dict[str, Any]]) -> RelayConfig:
     if not settings.get("upstreams"):
         scope.missing("mirror.upstreams", "an upstream", "-u/--upstream", example=RELAY_EXAMPLE)
     settings["ports"] = tuple(dict.fromkeys(settings.get("ports", ()))) or _PLACEHOLDER_PORTS
+    texts = settings.get("upstreams")
+    if texts and not texts[0].startswith("tls://"):
+        for name in given["tls"]:
+            scope.wrong(f"tls.{name}", " is for a tls:// upstream, the first one", hint="like -u tls://shadow:443")
     settings["upstreams"] = _upstreams(scope, (80,))
+    settings["tls"] = TlsConfig(**given["tls"]) if settings["upstreams"][0].scheme == "tls" else TlsConfig()
     for upstream in settings["upstreams"]:
-        if upstream.scheme != "tcp":
+        if upstream.scheme == "dir":
             scope.wrong(
                 "mirror.upstreams",
-                f" {upstream.name!r}: relay mode sends to tcp:// only",
+                f" {upstream.name!r}: relay mode sends to servers only",
                 hint=f"like {RELAY_EXAMPLE}",
             )
     settings["link_from"] = tuple(settings.get("link_from", ()))
@@ -551,7 +569,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="VERSION",
         help="tell the upstream who the client is by a PROXY protocol header: v1 or v2",
     )
-    _add(relay, "--forwarded", to="relay.forwarded", action="store_true", help="append the client to X-Forwarded-For")
+    for option, field, metavar, help_text in (
+        ("--tls-ca", "ca_path", "FILE", "for tls://: trust these certificates (PEM) and not the system's"),
+        ("--tls-cert", "cert_path", "FILE", "for tls://: show this certificate (PEM), with its private key"),
+        ("--tls-key", "key_path", "FILE", "the private key, if it is not in that file"),
+    ):
+        _add(relay, option, to=f"tls.{field}", metavar=metavar, help=help_text)
+    _add(
+        relay,
+        "--tls-name",
+        to="tls.server_name",
+        type=_host,
+        metavar="NAME",
+        help="for tls://: the server's name, where its certificate is not for the host of the upstream",
+    )
+    _add(relay, "--tls-insecure", to="tls.insecure", action="store_true", help="for tls://: take any certificate")
+    headers = get_args(Forwarded)
+    _add(
+        relay,
+        "--forwarded",
+        to="relay.forwarded",
+        nargs="?",
+        const="x-forwarded-for",
+        type=_one_of(*headers),
+        metavar="HEADER",
+        help=f"append the client to a header: {', '.join(headers)}; without HEADER, the first",
+    )
     _add(relay, "--host", to="relay.host", type=_field_value, metavar="NAME", help="say this in the Host header")
     _add(relay, "--marker", to="relay.marker", type=_marker, metavar="NAME:VALUE", help="add this header to requests")
     _add(
@@ -714,7 +757,7 @@ def _add(group: argparse._ActionsContainer, *options: str, to: str, help: str, *
     if default not in (dataclasses.MISSING, None, "", False, ()):
         help = f"{help} (default: {_shown(name, default)})"
     group.add_argument(*options, dest=to, help=help, **settings)
-    if settings.get("action") in ("store_true", "store_const"):
+    if settings.get("action") in ("store_true", "store_const") or settings.get("nargs") == "?":
         # What a file or a variable turns on.
         key = options[-1].removeprefix("--")
         group.add_argument(f"--no-{key}", dest=to, action="store_const", const=None, help=argparse.SUPPRESS)
@@ -722,7 +765,7 @@ def _add(group: argparse._ActionsContainer, *options: str, to: str, help: str, *
 
 def _default(to: str, mode: str = "capture") -> Any:
     stage, _, name = to.partition(".")
-    config = RelayConfig if mode == "relay" else _STAGES[stage]
+    config = RelayConfig if mode == "relay" and stage != "tls" else _STAGES[stage]
     return next(field.default for field in dataclasses.fields(config) if field.name == name)
 
 
@@ -757,9 +800,7 @@ def _upstream(text: str, captured_ports: tuple[int, ...]) -> UpstreamConfig:
     scheme, separator, address = text.partition("://")
     if not separator:
         scheme, address = "tcp", text
-    elif scheme == "tls":
-        raise _bad_upstream(text, "tls:// is not in this version yet")
-    elif scheme not in ("tcp", "relay"):
+    elif scheme not in ("tcp", "tls", "relay"):
         raise _bad_upstream(text, f"{scheme}:// is not a kind of upstream")
 
     # [v6], or whatever has no colon; then perhaps a port.
@@ -779,20 +820,20 @@ def _upstream(text: str, captured_ports: tuple[int, ...]) -> UpstreamConfig:
         except argparse.ArgumentTypeError as error:
             raise _bad_upstream(text, str(error)) from error
     else:
-        port = captured_ports[0] if len(captured_ports) == 1 else 0
+        port = 443 if scheme == "tls" else captured_ports[0] if len(captured_ports) == 1 else 0
     return UpstreamConfig(
         name=text,
-        scheme="relay" if scheme == "relay" else "tcp",
+        scheme=cast("Scheme", scheme),
         host=host,
         port=port,
-        captured_port=match["port"] is None,
+        captured_port=match["port"] is None and scheme != "tls",
     )
 
 
 def _bad_upstream(text: str, reason: str) -> ConfigError:
     return ConfigError(
         f"{text!r}: {reason}",
-        hint="accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, relay://HOST:PORT, dir:PATH",
+        hint="accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, tls://HOST:PORT, relay://HOST:PORT, dir:PATH",
     )
 
 
@@ -817,6 +858,12 @@ def _is_host(text: str) -> bool:
     except UnicodeError:
         return False
     return re.fullmatch(r"[\w.-]+", text) is not None
+
+
+def _host(text: str) -> str:
+    if not (_is_host(text) or _is_ipv6(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a host name or an address")
+    return text
 
 
 def _port(text: str) -> int:

@@ -24,6 +24,7 @@ __all__ = [
     "ReassemblyConfig",
     "RelayConfig",
     "SourceConfig",
+    "TlsConfig",
     "UpstreamConfig",
 ]
 
@@ -43,7 +44,8 @@ PIPELINED_REQUESTS: Final = 32
 """Of one connection that may wait for their answers. Each is lost if the upstream closes, and its head, at most 64 KiB,
 is kept meanwhile: 2 MiB in all. A server that takes 1 ms for each is never idle even if it is 30 ms away."""
 
-Scheme = Literal["tcp", "relay", "dir"]
+Scheme = Literal["tcp", "tls", "relay", "dir"]
+Forwarded = Literal["x-forwarded-for", "forwarded", "both"]
 OverlapPolicy = Literal["linux", "first", "last", "bsd", "solaris", "old-linux"]
 
 
@@ -218,6 +220,28 @@ class CaptureConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """How the upstream of a relay is spoken to over TLS, and whether it is the right one."""
+
+    ca_path: str = ""
+    """PEM file of certificates to trust; empty for the system's."""
+    cert_path: str = ""
+    """PEM file of a certificate that the relay shows, and those between it and a root; empty for none."""
+    key_path: str = ""
+    """PEM file of its private key; empty if it is in `cert_path`."""
+    server_name: str = ""
+    """What the certificate must be for, and the server name to ask for; empty: the upstream's host."""
+    insecure: bool = False
+    """Take any certificate."""
+
+    def __post_init__(self) -> None:
+        if self.key_path and not self.cert_path:
+            raise ConfigError("--tls-key is of no use without --tls-cert", hint="give the certificate of this key too")
+        if self.insecure and self.ca_path:
+            raise ConfigError("--tls-insecure trusts any certificate, --tls-ca only some", hint="leave one of them out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RelayConfig:
     """Everything `gopher --mode=relay` was asked to do."""
 
@@ -240,8 +264,10 @@ class RelayConfig:
     """Connections open at once; more wait in the kernel's queue."""
     proxy_protocol: Literal["v1", "v2"] | None = None
     """Tell the upstream who the client is, by a header of this version at the beginning of each connection."""
-    forwarded: bool = False
-    """Append the client's address to X-Forwarded-For."""
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    """For a `tls` upstream."""
+    forwarded: Forwarded | None = None
+    """Append the client's address to these headers."""
     host: str = ""
     """Value of the Host header that goes to the upstream; empty to leave it."""
     marker: str = ""
@@ -288,6 +314,25 @@ class RelayConfig:
         for port in self.ports:
             _require(1 <= port <= 65535, f"port {port}", "between 1 and 65535")
         _require(bool(self.upstreams), "upstream", "given at least once")
+        first, *others = self.upstreams
+        if first.scheme == "relay" and self.proxy_protocol == "v1":
+            raise ConfigError(
+                f"--proxy-protocol v1: {first.name} is told who the client is by version 2", hint="leave it out"
+            )
+        for other in others:
+            if other.scheme == "tls":
+                raise ConfigError(
+                    f"-u/--upstream {other.name!r}: only the first upstream can be tls://",
+                    hint="the copy can go through a relay of its own: gopher -r -p 3281 --listen 127.0.0.1 "
+                    f"-u {other.name}, and here -u 127.0.0.1:3281",
+                )
+        if first.scheme != "tls" and self.tls != TlsConfig():
+            raise ConfigError("--tls-... options are for a tls:// upstream", hint="like -u tls://shadow:443")
+
+    @property
+    def announced(self) -> Literal["v1", "v2"] | None:
+        """The version of the PROXY protocol header that the first upstream gets; None for none."""
+        return "v2" if self.upstreams[0].scheme == "relay" else self.proxy_protocol
 
     @property
     def reads_messages(self) -> bool:

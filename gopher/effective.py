@@ -72,6 +72,8 @@ def _written(given: Given) -> str:
     setting, written = given.raw.setting, given.raw.written
     if setting.kind == "flag":
         return toml(given.value is not None)
+    if setting.kind == "optional":
+        return toml(given.value if given.value is not None else False)
     if setting.kind == "count":
         return toml(given.value)
     if setting.secret:

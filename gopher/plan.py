@@ -44,6 +44,8 @@ SHARED: Final = {
 _ONE_EACH: Final = ("run.report_path", "run.write_path", "run.metrics_address")
 EXAMPLE: Final = "gopher --mode=capture --port=80 --upstream=machineB:1080"
 MODES: Final = "-c or --mode=capture, -r or --mode=relay"
+# Beginnings of what relay mode alone has.
+_RELAYS: Final = ("relay.", "tls.")
 _LISTEN: Final = "relay.listen_host"
 _PORTS: Final = "source.ports"
 
@@ -77,7 +79,7 @@ class Plan:
 
 def is_for(setting: Setting, mode: str) -> bool:
     """Whether a mode has this setting."""
-    return setting.to in SHARED or setting.to == "mode" or (setting.to.startswith("relay.") == (mode == "relay"))
+    return setting.to in SHARED or setting.to == "mode" or (setting.to.startswith(_RELAYS) == (mode == "relay"))
 
 
 class Scope:
@@ -112,7 +114,7 @@ class Scope:
         for to, each in self.given.items():
             stage, _, name = to.rpartition(".")
             # None: a flag that is false, which is the default.
-            if stage and not (each.value is None and each.raw.setting.kind == "flag"):
+            if stage and not (each.value is None and each.raw.setting.kind in ("flag", "optional")):
                 stages[stage][name] = each.value
         return stages
 

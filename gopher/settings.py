@@ -48,11 +48,12 @@ class Setting:
     """`stage.field`: what it sets in the configuration. `mode` for the mode."""
     option: str
     """As messages name it, like -u/--upstream."""
-    kind: Literal["value", "list", "flag", "count"]
+    kind: Literal["value", "list", "flag", "optional", "count"]
+    """optional: a flag that may have a value."""
     convert: Callable[[str], Any] | None
     """Text into what the configuration takes; raises `argparse.ArgumentTypeError`. None: the text itself."""
     const: Any
-    """flag: what it sets."""
+    """flag, optional: what it sets without a value."""
     rivals: frozenset[str]
     """Keys that exclude this one."""
     secret: bool
@@ -156,9 +157,11 @@ def table(parser: argparse.ArgumentParser, *, secret: Iterable[str] = ()) -> dic
     return settings
 
 
-def _kind(action: argparse.Action) -> Literal["value", "list", "flag", "count"]:
+def _kind(action: argparse.Action) -> Literal["value", "list", "flag", "optional", "count"]:
     if isinstance(action, argparse._AppendAction):
         return "list"
+    if action.nargs == "?":
+        return "optional"
     if action.nargs != 0:
         return "value"
     return "count" if isinstance(action, argparse._CountAction) else "flag"
@@ -178,7 +181,7 @@ def from_options(settings: Mapping[str, Setting], namespace: argparse.Namespace)
             setting = candidates[0]
         if setting is not None:
             # A flag that was taken back sets None.
-            value = written is not None if setting.kind == "flag" else written
+            value = written is not None if setting.kind == "flag" or written is None else written
             given.append(Raw(setting=setting, written=value, where=setting.option, origin="option"))
     return given
 
@@ -273,6 +276,8 @@ def _read(raw: Raw, problems: Problems) -> Any:
     try:
         if setting.kind == "flag":
             return _flag(setting, written)
+        if setting.kind == "optional":
+            return _flag(setting, written) if _is_flag(written) else _convert(setting, written)
         if setting.kind == "count":
             return _count(written)
         if setting.kind == "value":
@@ -292,6 +297,10 @@ def _read(raw: Raw, problems: Problems) -> Any:
         hint = "Kubernetes sets it for a service named gopher: enableServiceLinks: false" if by_kubernetes else ""
         problems.add(f"{raw.where}: {reason}", hint=hint, line=raw.line)
         return UNREADABLE
+
+
+def _is_flag(written: Any) -> bool:
+    return isinstance(written, bool) or (isinstance(written, str) and written.strip().lower() in _FLAG_TEXTS)
 
 
 def _flag(setting: Setting, written: Any) -> Any:

@@ -185,6 +185,7 @@ cdef class Tunnel:
     cdef bint _sniff                    # the first bytes from downstream may be a header
     cdef bint _ask                      # PLAIN has to be reported
     cdef bint _fin_behind               # while sniffing: downstream has sent its FIN
+    cdef int _upstream_error            # errno, or 0: what the end of the upstream stands for
 
     def __cinit__(self):
         memset(self._sides, 0, sizeof(self._sides))
@@ -285,13 +286,14 @@ cdef class Tunnel:
         return data[:got] if got > 0 else b""
 
     def skip(self, int length):
-        """Take a header away that `peek` has shown: `length` bytes. What follows it passes."""
+        """Take a header away that `peek` has shown: `length` bytes, or none of it. What follows passes."""
         cdef char[HEADER_LIMIT_BYTES] data
-        recv(self._sides[_DOWNSTREAM].fd, data, min(length, <int>HEADER_LIMIT_BYTES), MSG_DONTWAIT)
+        if length:
+            recv(self._sides[_DOWNSTREAM].fd, data, min(length, <int>HEADER_LIMIT_BYTES), MSG_DONTWAIT)
         self._look_no_more()
 
     def announce(self, bytes header not None):
-        """Send this to the upstream before anything of the downstream.
+        """Send this to the upstream before anything of the downstream; go on after `rest`.
 
         Returns:
             0, or a negative errno.
@@ -330,8 +332,12 @@ cdef class Tunnel:
         self._pump.open -= 1
         Py_DECREF(self)
 
+    def end_as(self, int error):
+        """What the end of the upstream means when it comes: it broke, with this errno. For sockets that cannot say."""
+        self._upstream_error = error
+
     def rest(self):
-        """Stop, and wait for `close`: nothing moves any more and nothing is reported."""
+        """Stop, and wait for `close` or `announce`: nothing moves any more and nothing is reported."""
         self._unregister(_DOWNSTREAM)
         self._unregister(_UPSTREAM)
 
@@ -438,6 +444,8 @@ cdef class Tunnel:
                 return _NOTHING
             if length == 0:
                 this.ended = True
+                if source == _UPSTREAM:
+                    this.broken = this.broken or self._upstream_error
                 return _NOTHING
             if source == _DOWNSTREAM and this.received == 0:
                 self.http = _begins_request(scratch, length)

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from gopher.relay.lastword import reset
+from gopher.relay.lastword import failure_of, reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,6 +228,11 @@ class Channel:
     def connecting(self) -> bool:
         """Whether the far side has not accepted yet."""
         return self._connecting
+
+    @property
+    def failure(self) -> str:
+        """Why an attempt to connect failed; see `lastword.sentence`."""
+        return failure_of(self.error)
 
     @property
     def queued(self) -> int:

@@ -18,13 +18,14 @@ import trio
 from gopher._pump import Budget
 from gopher.config import MirrorConfig
 from gopher.pump import PumpTask, ServingTask
-from gopher.relay.channel import Channel, ChannelPump
 from gopher.relay.coupling import Coupler
 from gopher.relay.downstream import Downstream
 from gopher.relay.hooks import Scripts
 from gopher.relay.lastword import LINGER_S
 from gopher.relay.rules import parse_rule
-from gopher.relay.transparent import SWEEPS_PER_IDLE_TIME, announcement
+from gopher.relay.tls import Tls
+from gopher.relay.transparent import SWEEPS_PER_IDLE_TIME, announcement, unframed
+from gopher.upstreams.relay import IdentifiedCopy, RelayUpstream
 from gopher.upstreams.roster import Roster
 from gopher.upstreams.stream import MirroredStream
 from gopher.upstreams.tcp import TcpUpstream
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from gopher._pump import Connection
     from gopher.config import RelayConfig, UpstreamConfig
     from gopher.link import ProxyHeader
+    from gopher.relay.channel import Channel
     from gopher.relay.coupling import Wait
     from gopher.relay.hooks import Script
     from gopher.relay.preparing import Preparation
@@ -110,7 +112,7 @@ class Framed:
         adopt: takes two sockets that have become a tunnel.
         scripts: to call; may be none.
         tell: prints one line.
-        accept: takes in the downstream connections that wait to be accepted.
+        tls: the first upstream, where it is spoken to over TLS; None for never.
 
     Raises:
         ConfigError: a coupling rule is none.
@@ -124,14 +126,15 @@ class Framed:
         adopt: Adopt,
         scripts: Sequence[Script] = (),
         tell: Callable[[str], None] = print,
-        accept: Callable[[], None] = lambda: None,
+        tls: Tls | None = None,
     ) -> None:
         self.config = config
         self.tally = tally
         self.addresses = list(addresses[0])
         """Of the first upstream, the one that answered last first."""
         self.adopt = adopt
-        self.pump = ChannelPump(accept)
+        self.tls = Tls(config, self.addresses, None, tell) if tls is None else tls
+        self.pump = self.tls.pump
         self.task = ServingTask(self.pump, _no_decision)
         self._downstreams: set[Downstream] = set()
         self._ids = count(1)
@@ -162,7 +165,8 @@ class Framed:
         self._started_s = time.monotonic()
 
     def _copy_upstream(self, upstream: UpstreamConfig, addresses: list[Address]) -> TcpUpstream:
-        return TcpUpstream(upstream, _limits(self.config), self._total, addresses, self._copy_task.pump)
+        kind = RelayUpstream if upstream.scheme == "relay" else TcpUpstream
+        return kind(upstream, _limits(self.config), self._total, addresses, self._copy_task.pump)
 
     def reload(self, config: RelayConfig, addresses: list[list[Address]]) -> Change[TcpUpstream]:
         """Take on what a running relay can. Connections that are open keep their first upstream.
@@ -220,7 +224,7 @@ class Framed:
 
     def announcement(self, header: ProxyHeader) -> bytes:
         """What an upstream connection begins with; often nothing."""
-        version = self.config.proxy_protocol
+        version = self.config.announced
         return b"" if version is None else announcement(version, header)
 
     def prefer_another(self) -> None:
@@ -241,8 +245,15 @@ class Framed:
         """What the other upstreams get of a connection that begins."""
         if not self._roster.active:
             return None
-        name = "{}.{}".format(*(downstream.header.client or ("unknown", 0)))
-        return MirroredStream([StreamCopy(upstream, name) for upstream in self._roster.active], midway=False)
+        header = unframed(downstream.header)
+        name = "{}.{}".format(*(header.client or ("unknown", 0)))
+        copies = [
+            IdentifiedCopy(upstream, name, header)
+            if isinstance(upstream, RelayUpstream)
+            else StreamCopy(upstream, name)
+            for upstream in self._roster.active
+        ]
+        return MirroredStream(copies, midway=False)
 
     def turn(self, call: Callable[[], None]) -> None:
         """A call from outside the pump's batches, that moves connections on."""
@@ -261,6 +272,7 @@ class Framed:
             connection.connect_timed_out(channel)
         while self._lingering and self._lingering[0][0] <= now_s:
             self._lingering.popleft()[1].linger_over()
+        self.tls.tick(now_s)
         for coupling in self._couplings.values():
             coupling.tick(now_s)
         for upstream in self._roster.known:
@@ -279,8 +291,10 @@ class Framed:
 
     @property
     def busy(self) -> bool:
-        """Whether copies of connections or calls of scripts are still under way."""
+        """Whether copies of connections, calls of scripts or last bytes for the upstream are still under way."""
         if self.scripts is not None and self.scripts.busy:
+            return True
+        if self.tls.bridges:
             return True
         return any(upstream.connections_pending for upstream in self._roster.known)
 
@@ -290,6 +304,7 @@ class Framed:
             downstream.fail("drain")
         for upstream in self._roster.known:
             upstream.abort("drain")
+        self.tls.abort()
 
     async def wait_scripts(self) -> None:
         """Let the calls of scripts return that are due, `closed` of the last connections too. Checkpoint: always."""

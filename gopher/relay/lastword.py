@@ -35,6 +35,11 @@ _SENTENCES: Final = {
     "unreachable": "the upstream {} cannot be reached",
     "connect_timeout": "the upstream {} did not accept the connection in time",
     "no_descriptors": "the relay has run out of file descriptors, so {} cannot be reached",
+    "handshake": "the TLS handshake with the upstream {} failed",
+    "handshake_timeout": "the upstream {} did not complete the TLS handshake in time",
+    "certificate_expired": "the certificate of the upstream {} is not valid at this time",
+    "certificate_name": "the certificate of the upstream {} is for another name",
+    "certificate_untrusted": "the certificate of the upstream {} is not trusted",
     "no_answer": "the upstream {} did not answer in time",
     "upstream_closed": "the upstream {} closed the connection without an answer",
     "upstream_reset": "the upstream {} reset the connection without an answer",
@@ -54,7 +59,7 @@ def sentence(failure: str, upstream: str) -> str:
 
 def status_of(failure: str) -> int:
     """What a gateway answers for this reason (RFC 9110 sections 15.6.3 and 15.6.5)."""
-    return 504 if failure in ("connect_timeout", "no_answer") else 502
+    return 504 if failure in ("connect_timeout", "handshake_timeout", "no_answer") else 502
 
 
 def answer_bytes(status: int, reason: str, *, to_head: bool = False) -> bytes:

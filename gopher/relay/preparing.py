@@ -13,6 +13,7 @@ from gopher.http.messages import with_body
 from gopher.relay import lastword
 from gopher.relay.coupling import Drop, Rewritten, Unchanged, Wait
 from gopher.relay.exchange import Body
+from gopher.relay.forwarded import append_forwarded
 from gopher.relay.pending import Phase, keeps_alive
 from gopher.relay.places import MAX_BODY_BYTES
 from gopher.relay.scripted import DROPPED, DROPPED_AT_END
@@ -134,9 +135,8 @@ class Preparation:
         config, client = self._config, self._turns.client
         if config.host:
             head.headers.set(b"Host", config.host.encode())
-        if config.forwarded and client:
-            before = b", ".join(head.headers.get_all(b"X-Forwarded-For"))
-            head.headers.set(b"X-Forwarded-For", (before + b", " if before else b"") + client.encode())
+        if config.forwarded is not None:
+            append_forwarded(head.headers, config.forwarded, client)
         if config.marker:
             name, _, value = config.marker.partition(": ")
             head.headers.set(name.encode(), value.encode())

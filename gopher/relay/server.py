@@ -12,12 +12,14 @@ import errno
 import ipaddress
 import signal
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 import gopher
 from gopher.control import Control, reloaded, summary
+from gopher.errors import ConfigError
 from gopher.limits import raise_descriptor_limit
 from gopher.link import ProxyHeader
 from gopher.listening import listen
@@ -32,11 +34,13 @@ from gopher.relay import lastword
 from gopher.relay.framed import Framed
 from gopher.relay.hooks import load_scripts
 from gopher.relay.tally import Tally
+from gopher.relay.tls import Tls, load_context
 from gopher.relay.transparent import Transparent
 from gopher.upstreams.tcp import Address, resolve
 
 if TYPE_CHECKING:
     import socket
+    import ssl
 
     from gopher.config import RelayConfig
     from gopher.relay.hooks import Script
@@ -54,6 +58,7 @@ RELOADED: Final = frozenset(
     {
         *("upstreams", "link_from", "connect_timeout_s", "idle_timeout_s", "max_connections", "proxy_protocol"),
         *("forwarded", "host", "marker", "drain_s", "verbosity"),
+        *("ca_path", "cert_path", "key_path", "server_name", "insecure"),
     }
 )
 
@@ -78,6 +83,8 @@ async def run_relay(config: RelayConfig, control: Control | None = None) -> int:
     prepare()
     user = find_user(config.user)
     addresses = [await resolve(upstream) for upstream in config.upstreams]
+    # Read with the rights of the start: a private key may be for root alone.
+    context = _tls_context(config)
     _allow_descriptors(config)
     with contextlib.ExitStack() as stack:
         hint = "give another one with -p or --listen"
@@ -91,11 +98,17 @@ async def run_relay(config: RelayConfig, control: Control | None = None) -> int:
             check_writable(config.report_path)
         scripts = load_scripts(config.scripts)
         manager = stack.enter_context(contextlib.closing(ServiceManager()))
-        return await _Run(config, addresses, listeners, scripts, metrics, control or Control(), manager).run()
+        return await _Run(config, addresses, context, listeners, scripts, metrics, control or Control(), manager).run()
+
+
+def _tls_context(config: RelayConfig) -> ssl.SSLContext | None:
+    return load_context(config.tls) if config.upstreams[0].scheme == "tls" else None
 
 
 def _allow_descriptors(config: RelayConfig) -> None:
-    raise_descriptor_limit(config.max_connections * (1 + len(config.upstreams)) + SPARE_DESCRIPTORS)
+    # A bridge has two more beside the upstream's socket.
+    ends = 1 + len(config.upstreams) + (2 if config.upstreams[0].scheme == "tls" else 0)
+    raise_descriptor_limit(config.max_connections * ends + SPARE_DESCRIPTORS)
 
 
 class _Run:
@@ -103,6 +116,7 @@ class _Run:
         self,
         config: RelayConfig,
         addresses: list[list[Address]],
+        context: ssl.SSLContext | None,
         listeners: list[socket.socket],
         scripts: list[Script],
         metrics: socket.socket | None,
@@ -117,6 +131,8 @@ class _Run:
         self._listeners = listeners
         self._scripts = scripts
         self._metrics = metrics
+        tell = partial(self._log.failure, "tls")
+        self._tls = Tls(config, addresses[0], context, tell, accept=self._accept_waiting)
         self._tally = Tally()
         self._ticked = trio.lowlevel.ParkingLot()
         self._accept_scope = trio.CancelScope()
@@ -138,16 +154,9 @@ class _Run:
     async def run(self) -> int:
         config = self._config
         async with trio.open_nursery() as nursery:
-            self._transparent = Transparent(config, self._addresses[0], self._tally, nursery, self._take_link)
-            self._framed = Framed(
-                config,
-                self._addresses,
-                self._tally,
-                self._transparent.adopt,
-                self._scripts,
-                self._tell,
-                accept=self._accept_waiting,
-            )
+            addresses, tally, tls = self._addresses, self._tally, self._tls
+            self._transparent = Transparent(config, addresses[0], tally, nursery, self._take_link, tls)
+            self._framed = Framed(config, addresses, tally, self._transparent.adopt, self._scripts, self._tell, tls)
             await nursery.start(self._signals, nursery)
             for task in (self._transparent.task.run, *self._framed.tasks):
                 nursery.start_soon(task)
@@ -156,6 +165,7 @@ class _Run:
             nursery.start_soon(self._status.run)
             if self._metrics is not None:
                 self._serve_metrics(self._metrics, nursery)
+            self._warn()
             self._log.info("ready", self._ready_line())
             self._control.ready()
             self._manager.ready(self._ready_line())
@@ -230,8 +240,11 @@ class _Run:
         else:
             self._transparent.take(sock, header, may_link=may_link)
 
-    def _take_link(self, downstream: socket.socket, upstream: socket.socket, header: ProxyHeader) -> None:
-        self._framed.take_link(downstream, upstream, header)
+    def _take_link(self, downstream: socket.socket, upstream: socket.socket | None, header: ProxyHeader) -> None:
+        if upstream is None:
+            self._framed.take(downstream, header, may_link=True)
+        else:
+            self._framed.take_link(downstream, upstream, header)
 
     def _may_link(self, header: ProxyHeader) -> bool:
         networks = self._config.link_from
@@ -291,18 +304,37 @@ class _Run:
         try:
             config, restart = reloaded(self._config, wanted, RELOADED)
             addresses = [await resolve(upstream) for upstream in config.upstreams]
+            context = self._load_context(config)
             added, removed = self._framed.reload(config, addresses).names
             self._transparent.reload(config, addresses[0])
+            self._tls.reload(config, addresses[0], context)
             first, before = config.upstreams[0], self._config.upstreams[0]
             if first != before:
                 added, removed = [first.name, *added], [before.name, *removed]
             self._config = config
             _allow_descriptors(config)
+            self._warn()
             return summary(len(config.upstreams), added, removed), restart
         finally:
             self._manager.ready(self._ready_line())
 
+    def _load_context(self, config: RelayConfig) -> ssl.SSLContext | None:
+        """For a reload: certificates may have been renewed."""
+        try:
+            return _tls_context(config)
+        except ConfigError as error:
+            if not self._tls.used or config.tls != self._config.tls:
+                raise
+            # The rights to read them may be gone since the start, which is no reason not to take on the rest.
+            self._log.failure("tls", f"certificates stay as they were: {error}")
+            return self._tls.context
+
     # -- words -----------------------------------------------------------------------------------------------------
+
+    def _warn(self) -> None:
+        if self._config.tls.insecure:
+            name = self._config.upstreams[0].name
+            self._log.warning("tls", f"--tls-insecure: nothing shows that {name} is who it should be", upstream=name)
 
     def _tell(self, line: str) -> None:
         """Of a script that failed: said even when nothing else is."""

@@ -6,6 +6,7 @@ Decides what `gopher.relay._tunnel` reports; one pump serves all tunnels, so a c
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import socket
 import time
@@ -17,6 +18,7 @@ from gopher.link import HEADER_LIMIT_BYTES, ProxyHeader, decode_header, encode_h
 from gopher.pump import ServingTask
 from gopher.relay import lastword
 from gopher.relay._tunnel import DONE, DOWNSTREAM, LINK, PLAIN, UPSTREAM, Tunnel, TunnelPump
+from gopher.relay.tls import Bridge, FarEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
 
     from gopher.config import RelayConfig
     from gopher.relay.tally import Tally
+    from gopher.relay.tls import Tls
     from gopher.upstreams.tcp import Address
 
-__all__ = ["Transparent", "announcement"]
+__all__ = ["Transparent", "announcement", "unframed"]
 
 # How long the last bytes of a side that broke may take to get to the other.
 LAST_BYTES_S: Final = 5.0
@@ -35,21 +38,55 @@ LAST_BYTES_S: Final = 5.0
 SWEEPS_PER_IDLE_TIME: Final = 8
 
 
+def unframed(header: ProxyHeader) -> ProxyHeader:
+    """The header for a connection that carries the client's bytes alone, whatever the one that it stems from did."""
+    if header.link is None:
+        return header
+    return dataclasses.replace(header, link=dataclasses.replace(header.link, framed=False))
+
+
 def announcement(version: str, header: ProxyHeader) -> bytes:
-    """A PROXY protocol header for an upstream. `version`: "v1" or "v2"."""
-    return encode_header_v1(header) if version == "v1" else encode_header(header)
+    """A PROXY protocol header for an upstream that gets the client's bytes alone. `version`: "v1" or "v2"."""
+    return encode_header_v1(header) if version == "v1" else encode_header(unframed(header))
 
 
 class Client:
-    """Who is behind a tunnel, and how far dialling has come."""
+    """Who is behind a tunnel, the settings when it began, and how far dialling has come."""
 
-    __slots__ = ("addresses_left", "dialled", "header", "may_link")
+    __slots__ = ("addresses_left", "announced", "bridge", "config", "dialled", "header", "may_link")
 
-    def __init__(self, header: ProxyHeader, addresses: list[Address], *, may_link: bool) -> None:
+    def __init__(self, config: RelayConfig, header: ProxyHeader, addresses: list[Address], *, may_link: bool) -> None:
+        self.config = config
         self.header = header
         self.may_link = may_link
         self.addresses_left = addresses
         self.dialled: Address | None = None
+        self.announced = False
+        """The header that it sent itself passes on."""
+        self.bridge: Bridge | None = None
+        """To an upstream over TLS."""
+
+
+class TunnelEnd:
+    """A tunnel holds the far end of a bridge; see `gopher.relay.tls.Side`."""
+
+    def __init__(self, transparent: Transparent, tunnel: Tunnel) -> None:
+        self._transparent = transparent
+        self._tunnel = tunnel
+
+    def opened(self) -> None:
+        """See `Side`."""
+        if not self._tunnel.closed:
+            self._transparent.go_on(self._tunnel)
+
+    def failed(self, failure: str) -> None:
+        """See `Side`."""
+        if not self._tunnel.closed:
+            self._transparent.refuse(self._tunnel, failure)
+
+    def broken(self) -> None:
+        """See `Side`."""
+        self._tunnel.end_as(errno.ECONNRESET)
 
 
 class Transparent:
@@ -61,7 +98,8 @@ class Transparent:
         tally: what to count in.
         nursery: for the few connections that end with words.
         take_link: called with (downstream, upstream, header) for a framed link, which is not for a tunnel; its PROXY
-            header has been read.
+            header has been read. Without an upstream it has not.
+        tls: the first upstream, where it is spoken to over TLS.
     """
 
     def __init__(
@@ -70,7 +108,8 @@ class Transparent:
         addresses: list[Address],
         tally: Tally,
         nursery: trio.Nursery,
-        take_link: Callable[[socket.socket, socket.socket, ProxyHeader], None],
+        take_link: Callable[[socket.socket, socket.socket | None, ProxyHeader], None],
+        tls: Tls,
     ) -> None:
         self._config = config
         self._upstream = config.upstreams[0]
@@ -78,6 +117,7 @@ class Transparent:
         self._tally = tally
         self._nursery = nursery
         self._take_link = take_link
+        self._tls = tls
         self.pump = TunnelPump()
         self.task = ServingTask(self.pump, self._decide)
         self._tunnels: set[Tunnel] = set()
@@ -97,29 +137,53 @@ class Transparent:
 
     def take(self, sock: socket.socket, header: ProxyHeader, *, may_link: bool) -> None:
         """A downstream connection begins. `may_link`: it may say who it is by a PROXY protocol header."""
-        version = self._config.proxy_protocol
-        tunnel = Tunnel(
-            self.pump,
-            sock.detach(),
-            Client(header, list(self._addresses), may_link=may_link),
-            sniff=True,
-            ask=version is not None,
-        )
+        client = Client(self._config, header, [] if self._tls.used else list(self._addresses), may_link=may_link)
+        ask = self._config.announced is not None
+        tunnel = Tunnel(self.pump, sock.detach(), client, sniff=True, ask=ask)
         self._tunnels.add(tunnel)
-        self._dial(tunnel)
+        if not self._tls.used:
+            self._dial(tunnel)
+            return
+        bridge = Bridge(self._tls)
+        failure = self._cross(tunnel, bridge.far_end)
+        if failure:
+            self._end(tunnel, lastword.failure_of(-failure))
+        elif not ask:
+            tunnel.rest()
+            bridge.start(b"")
+        # Else it is dialled when it is known who the client is, which is told before the handshake.
 
     def adopt(
         self, downstream: socket.socket, upstream: socket.socket, header: ProxyHeader, *, connecting: bool,
         to_downstream: bytes, to_upstream: bytes,
     ) -> None:  # fmt: skip
         """Two sockets become a tunnel. Bytes may wait for either side."""
-        tunnel = Tunnel(self.pump, downstream.detach(), Client(header, [], may_link=False))
+        tunnel = Tunnel(self.pump, downstream.detach(), Client(self._config, header, [], may_link=False))
         self._tunnels.add(tunnel)
-        failure = tunnel.join(upstream.detach(), connecting, to_downstream=to_downstream, to_upstream=to_upstream)
+        if isinstance(upstream, FarEnd):
+            failure = self._cross(tunnel, upstream, to_downstream=to_downstream, to_upstream=to_upstream)
+            if connecting:
+                tunnel.rest()
+                connecting = False
+        else:
+            failure = tunnel.join(upstream.detach(), connecting, to_downstream=to_downstream, to_upstream=to_upstream)
         if failure:
             self._decide(tunnel, failure)
         elif connecting:
             self._connecting.append((time.monotonic() + self._config.connect_timeout_s, tunnel))
+
+    def _cross(self, tunnel: Tunnel, far_end: FarEnd, *, to_downstream: bytes = b"", to_upstream: bytes = b"") -> int:
+        """Join a tunnel to a bridge. Returns 0 or a negative errno."""
+        client = tunnel.owner
+        assert isinstance(client, Client)
+        client.bridge = far_end.bridge
+        client.bridge.side = TunnelEnd(self, tunnel)
+        return tunnel.join(far_end.detach(), False, to_downstream=to_downstream, to_upstream=to_upstream)
+
+    def go_on(self, tunnel: Tunnel, header: bytes = b"") -> None:
+        """The upstream is there, or is to be told `header` first."""
+        if tunnel.announce(header):
+            self._end(tunnel, "upstream_reset")
 
     def _dial(self, tunnel: Tunnel) -> None:
         client = tunnel.owner
@@ -134,7 +198,7 @@ class Transparent:
                     self._connecting.popleft()
                 self._connecting.append((time.monotonic() + self._config.connect_timeout_s, tunnel))
                 return
-        self._refuse(tunnel, lastword.failure_of(-failure))
+        self.refuse(tunnel, lastword.failure_of(-failure))
 
     def _prefer_others(self, address: Address | None) -> None:
         if address is self._addresses[0]:
@@ -150,9 +214,13 @@ class Transparent:
         elif outcome == LINK:
             self._read_header(tunnel, client)
         elif outcome == PLAIN:
-            assert self._config.proxy_protocol is not None
-            if tunnel.announce(announcement(self._config.proxy_protocol, client.header)):
-                self._end(tunnel, "upstream_reset")
+            assert client.config.announced is not None
+            header = b"" if client.announced else announcement(client.config.announced, client.header)
+            if client.bridge is None:
+                self.go_on(tunnel, header)
+            else:
+                tunnel.rest()
+                client.bridge.start(header)
         elif not tunnel.connecting:
             self._broken(tunnel)
         elif tunnel.failed == DOWNSTREAM:
@@ -160,7 +228,7 @@ class Transparent:
         elif client.addresses_left:
             self._dial(tunnel)
         else:
-            self._refuse(tunnel, lastword.failure_of(-outcome))
+            self.refuse(tunnel, lastword.failure_of(-outcome))
 
     def _read_header(self, tunnel: Tunnel, client: Client) -> None:
         try:
@@ -171,9 +239,18 @@ class Transparent:
             self._end(tunnel, "bad_link")
             return
         header, length = decoded
+        framed = header.link is not None and header.link.framed
+        if framed and client.bridge is not None:
+            self._take_link(self._release(tunnel), None, client.header)
+            return
         self._tally.links += 1
+        if client.config.upstreams[0].scheme == "relay":
+            # Nothing here looks at what follows, so the next relay may have it as it is, production's answers too.
+            tunnel.skip(0)
+            client.announced = True
+            return
         tunnel.skip(length)
-        if header.link is not None and header.link.framed:
+        if framed:
             self._tunnels.discard(tunnel)
             downstream, upstream = tunnel.release()
             self._take_link(socket.socket(fileno=downstream), socket.socket(fileno=upstream), header)
@@ -189,15 +266,24 @@ class Transparent:
             self._end(tunnel, "upstream_reset" if tunnel.failed == UPSTREAM else "client_reset")
 
     def _end(self, tunnel: Tunnel, failure: str) -> None:
+        client = tunnel.owner
+        assert isinstance(client, Client)
+        if failure and client.bridge is not None:
+            client.bridge.abort()
         tunnel.close(bool(failure))
         self._tunnels.discard(tunnel)
         self._tally.end(failure)
 
     def _release(self, tunnel: Tunnel) -> socket.socket:
+        client = tunnel.owner
+        assert isinstance(client, Client)
+        if client.bridge is not None:
+            client.bridge.abort()
         self._tunnels.discard(tunnel)
         return socket.socket(fileno=tunnel.release_downstream())
 
-    def _refuse(self, tunnel: Tunnel, failure: str) -> None:
+    def refuse(self, tunnel: Tunnel, failure: str) -> None:
+        """The upstream is not there: end with words. See `lastword.sentence`."""
         sock = self._release(tunnel)
         self._tally.end(failure)
         self._nursery.start_soon(self._say, sock, failure)
@@ -227,8 +313,14 @@ class Transparent:
             idle_s = self._config.idle_timeout_s
             self._next_sweep_s = now_s + idle_s / SWEEPS_PER_IDLE_TIME
             for tunnel in [each for each in self._tunnels if each.last_active_s <= now_s - idle_s]:
-                if not tunnel.connecting:
+                if not (tunnel.connecting or self._is_dialling(tunnel)):
                     self._idle(tunnel)
+
+    @staticmethod
+    def _is_dialling(tunnel: Tunnel) -> bool:
+        client = tunnel.owner
+        assert isinstance(client, Client)
+        return client.bridge is not None and client.bridge.dialling
 
     def _timed_out(self, tunnel: Tunnel) -> None:
         client = tunnel.owner
@@ -236,7 +328,7 @@ class Transparent:
         if client.addresses_left:
             self._dial(tunnel)
         else:
-            self._refuse(tunnel, "connect_timeout")
+            self.refuse(tunnel, "connect_timeout")
 
     def _idle(self, tunnel: Tunnel) -> None:
         _, answered = tunnel.received

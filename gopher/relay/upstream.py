@@ -10,6 +10,7 @@ from gopher.errors import RemoteProtocolError
 from gopher.http.messages import MessageLimits, MessageParser
 from gopher.relay import lastword
 from gopher.relay.channel import Channel
+from gopher.relay.tls import TlsChannel
 
 if TYPE_CHECKING:
     import socket
@@ -75,6 +76,8 @@ class UpstreamConnection:
             first: what to send first.
         """
         relay = self._relay
+        if relay.tls.used:
+            return self._dial_tls(first)
         failure = errno.EHOSTUNREACH
         while self._addresses_left:
             self._addresses_left -= 1
@@ -91,6 +94,19 @@ class UpstreamConnection:
             self._channel.send(first)
             return ""
         return lastword.failure_of(failure)
+
+    def _dial_tls(self, first: bytes) -> str:
+        # It tries all addresses by itself.
+        self._addresses_left = 0
+        try:
+            channel = TlsChannel(self._relay.tls, self._readable, self._user.upstream_drained)
+        except OSError as error:
+            return lastword.failure_of(error.errno or errno.EMFILE)
+        failure = channel.start(first)
+        if not failure:
+            self._channel = channel
+            self.closed = False
+        return failure
 
     def connect_timed_out(self, channel: Channel) -> None:
         """The far side did not accept in time."""
@@ -169,7 +185,7 @@ class UpstreamConnection:
         channel, user, relay = self._channel, self._user, self._relay
         assert channel is not None
         if channel.connecting:
-            self._connect_failed(lastword.failure_of(channel.error))
+            self._connect_failed(channel.failure)
             return
         try:
             data = channel.recv()

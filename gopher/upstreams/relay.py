@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.upstreams.tcp import Address
 
-__all__ = ["FramedCopy", "RelayUpstream"]
+__all__ = ["FramedCopy", "IdentifiedCopy", "RelayUpstream"]
 
 
 def _opaque_framer() -> RequestFramer:
@@ -57,7 +57,7 @@ class RelayUpstream(TcpUpstream):
 
     Args:
         framed: production's answers go along.
-        capture_id: 8 bytes that tell this capture's connections from those of others.
+        capture_id: 8 bytes that tell this capture's connections from those of others; not for `IdentifiedCopy`.
 
     Others as for `TcpUpstream`.
     """
@@ -70,8 +70,8 @@ class RelayUpstream(TcpUpstream):
         addresses: list[Address],
         pump: Pump,
         *,
-        framed: bool,
-        capture_id: bytes,
+        framed: bool = False,
+        capture_id: bytes = b"",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(config, limits, total, addresses, pump, clock)
@@ -84,15 +84,34 @@ class RelayUpstream(TcpUpstream):
         """See `Upstream.copy`."""
         return (FramedCopy if self.framed else LinkCopy)(self, flow)
 
-    def _open(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Connection:
-        assert isinstance(copy, LinkCopy)
-        flow = copy.flow
-        info = LinkInfo(framed=self.framed, joined=copy.rejoining or not flow.began_with_syn, start_ns=self.time_ns)
+    def header(self, flow: Flow, *, rejoining: bool) -> ProxyHeader:
+        """Who is behind a captured connection. `rejoining`: some of it was given up."""
+        info = LinkInfo(framed=self.framed, joined=rejoining or not flow.began_with_syn, start_ns=self.time_ns)
         unique_id = self._capture_id + flow.id.to_bytes(8, "big")
-        header = encode_header(ProxyHeader(client=flow.client, server=flow.server, unique_id=unique_id, link=info))
+        return ProxyHeader(client=flow.client, server=flow.server, unique_id=unique_id, link=info)
+
+    def _open(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Connection:
+        assert isinstance(copy, (LinkCopy, IdentifiedCopy))
+        header = encode_header(copy.header)
         if self.framed:
             return FramedLink(self, self._pump, _NO_ANSWERS, base, copy, header)
         return Link(self, self._pump, requests, base, copy, header)
+
+
+class IdentifiedCopy(StreamCopy):
+    """What a relay gets of a connection to this relay.
+
+    Args:
+        upstream: where it goes.
+        name: see `StreamCopy`.
+        header: who the client is.
+    """
+
+    __slots__ = ("header",)
+
+    def __init__(self, upstream: RelayUpstream, name: str, header: ProxyHeader) -> None:
+        super().__init__(upstream, name)
+        self.header = header
 
 
 class LinkCopy(StreamCopy):
@@ -100,9 +119,16 @@ class LinkCopy(StreamCopy):
 
     __slots__ = ("flow",)
 
+    upstream: RelayUpstream
+
     def __init__(self, upstream: RelayUpstream, flow: Flow) -> None:
         super().__init__(upstream, "", flow.server_port)
         self.flow = flow
+
+    @property
+    def header(self) -> ProxyHeader:
+        """Who is behind it."""
+        return self.upstream.header(self.flow, rejoining=self.rejoining)
 
 
 class FramedCopy(LinkCopy):
@@ -110,7 +136,6 @@ class FramedCopy(LinkCopy):
 
     __slots__ = ()
 
-    upstream: RelayUpstream
     connection: FramedLink | None
 
     # -- the client's direction ------------------------------------------------------------------------------------
@@ -207,7 +232,7 @@ class Link(Connection):
         pump: Pump,
         requests: RequestFramer,
         base: int,
-        owner: LinkCopy,
+        owner: StreamCopy,
         header: bytes,
     ) -> None:
         super().__init__(pump, upstream.ledger, requests, base, owner)

@@ -13,6 +13,7 @@ import pytest
 
 from gopher.privileges import way_to
 from tests.support.accounts import assert_all_delivered
+from tests.support.certificates import Authority
 from tests.support.clients import curl, exchange, get, receive_exactly
 from tests.support.command import GopherProcess, assert_clean, run_gopher
 from tests.support.relay import RelayProcess
@@ -115,6 +116,21 @@ def test_relay_gives_up_root_before_it_loads_scripts(host):
     # The script's function runs in a thread, which is kept for the next call.
     assert len(found) == 2
     assert all(each == no_rights() for each in found)
+
+
+def test_relay_reads_keys_and_certificates_before_it_gives_up_root(host, tmp_path):
+    # The directory is for root alone.
+    authority = Authority(tmp_path)
+    certificates = ("--tls-ca", str(authority.ca), "--tls-cert", str(authority.issue("relay")))
+    with RelayProcess(
+        "tls://localhost:3280",
+        options=("--user", "nobody", *certificates),
+        port=80,
+        namespace=host,
+        prefix=REACHABLE,
+        owner="nobody",
+    ) as relay:
+        assert all(each == no_rights() for each in rights(relay.pid))
 
 
 def test_net_raw_alone_suffices_and_is_given_up(host, production, shadow):

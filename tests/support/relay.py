@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -122,10 +124,23 @@ def receive_until_end(sock: socket.socket) -> bytes:
     return bytes(received)
 
 
-class ScriptedServer:
-    """A server that answers from a script, one connection at a time."""
+def close_notify(sock: ssl.SSLSocket) -> None:
+    """Say that no more comes. What still comes from the other side is left unread."""
+    sock.setblocking(False)
+    with contextlib.suppress(ssl.SSLError):
+        # It goes on to wait for the other side's, and does not like data instead.
+        sock.unwrap()
 
-    def __init__(self) -> None:
+
+class ScriptedServer:
+    """A server that answers from a script, one connection at a time.
+
+    Args:
+        tls: its settings, if it speaks TLS. It then holds the client to it: an end without close_notify is an error.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(DEADLINE_S)
         self.address = self._listener.getsockname()
@@ -151,13 +166,17 @@ class ScriptedServer:
         def serve() -> None:
             try:
                 sock, _ = self._listener.accept()
+                sock.settimeout(DEADLINE_S)
+                if self._tls is not None:
+                    sock = self._tls.wrap_socket(sock, server_side=True, suppress_ragged_eofs=False)
                 with sock:
-                    sock.settimeout(DEADLINE_S)
                     for length, answer in steps:
                         received.extend(receive_exactly(sock, length))
                         sock.sendall(answer)
                     if not closes:
                         received.extend(receive_until_end(sock))
+                    if isinstance(sock, ssl.SSLSocket):
+                        close_notify(sock)
             except BaseException as failure:  # raised again by whoever waits
                 failures.append(failure)
 

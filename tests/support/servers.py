@@ -337,6 +337,8 @@ class Nginx:
         sites: the addresses it listens on.
         namespace: where it lives.
         proxy_protocol: expect a PROXY header on each connection; what it says ends the lines of `requests`.
+        certificate: PEM file with a key and its certificate: speak TLS.
+        client_ca: PEM file: clients must show a certificate that is signed by one of these.
     """
 
     def __init__(
@@ -346,6 +348,8 @@ class Nginx:
         *,
         namespace: Namespace | None = None,
         proxy_protocol: bool = False,
+        certificate: Path | None = None,
+        client_ca: Path | None = None,
     ) -> None:
         self._directory = directory
         self._sites = sites
@@ -354,6 +358,8 @@ class Nginx:
             self.root(number).mkdir(parents=True)
             listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             listen += " proxy_protocol" if proxy_protocol else ""
+            listen += f" ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate}" if certificate else ""
+            listen += f"; ssl_verify_client on; ssl_client_certificate {client_ca}" if client_ca else ""
             servers.append(
                 f"server {{ listen {listen}; root {self.root(number)}; access_log {self._log(number)} requests;"
                 " location / { dav_methods PUT; }"

@@ -105,14 +105,15 @@ def test_dir_upstream_needs_no_port():
         ("[10.0.0.1]:80", "'10.0.0.1' is not an IPv6 address"),
         ("dir:", "the directory is missing: dir:PATH"),
         ("http://machineB", "http:// is not a kind of upstream"),
-        ("tls://machineB:443", "tls:// is not in this version yet"),
     ],
 )
 def test_malformed_upstream_is_named_with_the_reason(text, reason):
     with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
         upstream(text)
     assert str(caught.value).startswith(f"-u/--upstream {text!r}: ")
-    assert caught.value.hint == "accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, relay://HOST:PORT, dir:PATH"
+    assert caught.value.hint == (
+        "accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, tls://HOST:PORT, relay://HOST:PORT, dir:PATH"
+    )
 
 
 def test_upstream_without_a_port_of_its_own_gets_each_captured_port_at_its_own():

@@ -5,7 +5,7 @@ import ipaddress
 import pytest
 
 from gopher.cli import parse
-from gopher.config import RelayConfig, UpstreamConfig
+from gopher.config import RelayConfig, TlsConfig, UpstreamConfig
 from gopher.errors import ConfigError
 
 
@@ -62,7 +62,7 @@ def test_every_option_sets_its_field(tmp_path):
         connect_timeout_s=2,
         max_connections=9,
         proxy_protocol="v2",
-        forwarded=True,
+        forwarded="x-forwarded-for",
         host="shadow",
         marker="X-Mirrored: 1",
         pipeline=True,
@@ -82,8 +82,60 @@ def test_every_option_sets_its_field(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "scheme", "host", "port"),
+    [
+        ("tls://shadow", "tls", "shadow", 443),
+        ("tls://[::1]:8443", "tls", "::1", 8443),
+        ("relay://shadow", "relay", "shadow", 80),
+        ("relay://shadow:3280", "relay", "shadow", 3280),
+    ],
+)
+def test_kinds_of_upstream(given, scheme, host, port):
+    [upstream] = parse(["-r", "-p", "1", "-u", given]).upstreams
+    assert upstream == UpstreamConfig(name=given, scheme=scheme, host=host, port=port)
+
+
+def test_tls_options():
+    config = parse(
+        [
+            *("-r", "-p", "1", "-u", "tls://a", "--tls-ca", "ca", "--tls-cert", "cert", "--tls-key", "key"),
+            *("--tls-name", "b"),
+        ]
+    )
+    assert config.tls == TlsConfig(ca_path="ca", cert_path="cert", key_path="key", server_name="b")
+    assert parse(["-r", "-p", "1", "-u", "tls://a", "--tls-insecure"]).tls == TlsConfig(insecure=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "header"),
+    [
+        ("", None),
+        ("--forwarded", "x-forwarded-for"),
+        ("--forwarded -q", "x-forwarded-for"),
+        ("--forwarded forwarded", "forwarded"),
+        ("--forwarded=both", "both"),
+        ("--forwarded --no-forwarded", None),
+    ],
+)
+def test_forwarded(options, header):
+    assert parse(f"-r -p 1 -u a {options}".split()).forwarded == header
+
+
+def test_hints_name_the_way_out_of_tls_where_there_is_none():
+    assert refused("-c -p 80 -u tls://shadow").hint == (
+        "start gopher -r -p 3280 --listen 127.0.0.1 -u tls://shadow, and capture to 127.0.0.1:3280"
+    )
+    assert "gopher -r -p 3281 --listen 127.0.0.1 -u tls://b, and here -u 127.0.0.1:3281" in (
+        refused("-r -p 3280 -u a -u tls://b").hint
+    )
+
+
+@pytest.mark.parametrize(
     "option",
-    ["--couple auto", "--couple cookie:a", "--forwarded", "--host b", "--marker A:b", "--script c.py", "-u second"],
+    [
+        *("--couple auto", "--couple cookie:a", "--forwarded", "--host b", "--marker A:b", "--script c.py"),
+        *("-u second", "-u relay://second"),
+    ],
 )
 def test_what_bytes_do_not_show_makes_the_relay_read_messages(option):
     assert parse(f"-r -p 3280 -u a {option}".split()).reads_messages
@@ -98,8 +150,22 @@ def test_what_bytes_do_not_show_makes_the_relay_read_messages(option):
         ("-r -p 3280 -u a --read x", "--read is for capture mode only"),
         ("-c -p 80 -u b --couple auto", "--couple is for relay mode only"),
         ("-c -p 80 -u b --pipeline", "--pipeline is for relay mode only"),
-        ("-r -p 3280 -u dir:x", "-u/--upstream 'dir:x': relay mode sends to tcp:// only"),
-        ("-r -p 3280 -u relay://b", "-u/--upstream 'relay://b': relay mode sends to tcp:// only"),
+        ("-r -p 3280 -u dir:x", "-u/--upstream 'dir:x': relay mode sends to servers only"),
+        (
+            "-r -p 3280 -u relay://b --proxy-protocol v1",
+            "--proxy-protocol v1: relay://b is told who the client is by version 2",
+        ),
+        ("-r -p 3280 -u a -u tls://b", "-u/--upstream 'tls://b': only the first upstream can be tls://"),
+        ("-r -p 3280 -u a --tls-insecure", "--tls-insecure is for a tls:// upstream, the first one"),
+        ("-r -p 3280 -u tls://a --tls-key k", "--tls-key is of no use without --tls-cert"),
+        (
+            "-r -p 3280 -u tls://a --tls-ca c --tls-insecure",
+            "--tls-insecure trusts any certificate, --tls-ca only some",
+        ),
+        ("-r -p 3280 -u tls://a --tls-name a..b", "--tls-name: 'a..b' is not a host name or an address"),
+        ("-c -p 80 -u b --tls-ca c", "--tls-ca is for relay mode only"),
+        ("-c -p 80 -u tls://b:1", "-u/--upstream 'tls://b:1': capture mode does not speak TLS, relay mode does"),
+        ("-r -p 3280 -u a --forwarded via", "--forwarded: 'via' is not one of x-forwarded-for, forwarded, both"),
         ("-r -p 3280 -u a --listen x", "--listen: 'x' is not an address, like 127.0.0.1 or ::1"),
         ("-r -p 3280 -u a --link-from x", "--link-from: 'x' is not a network, like 10.0.0.0/8 or ::1"),
         ("-r -p 3280 -u a --marker x", "--marker: 'x' is not a header, like X-Mirrored:1"),

@@ -9,7 +9,7 @@ import gopher.capture.run
 import gopher.relay.server
 from gopher._pump import Budget
 from gopher.cli import parse
-from gopher.config import CaptureConfig, MirrorConfig, RelayConfig, SourceConfig, UpstreamConfig
+from gopher.config import CaptureConfig, MirrorConfig, RelayConfig, SourceConfig, TlsConfig, UpstreamConfig
 from gopher.control import reloaded
 from gopher.errors import ConfigError
 from gopher.pump import PumpTask
@@ -40,7 +40,7 @@ def test_other_mode_changes_nothing():
 
 def test_names_of_what_reloads_are_fields():
     assert fields(CaptureConfig, SourceConfig, MirrorConfig) >= gopher.capture.run.RELOADED
-    assert fields(RelayConfig) >= gopher.relay.server.RELOADED
+    assert fields(RelayConfig, TlsConfig) >= gopher.relay.server.RELOADED
 
 
 @pytest.fixture

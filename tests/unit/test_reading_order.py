@@ -12,6 +12,7 @@ from gopher.link import ProxyHeader, encode_data, encode_gap, encode_rst
 from gopher.relay.channel import Channel
 from gopher.relay.framed import Framed
 from gopher.relay.tally import Tally
+from gopher.relay.tls import Tls
 from gopher.upstreams.tcp import Address
 from tests.support.relay import CLIENT, SERVER, Link
 
@@ -37,7 +38,8 @@ class Relay:
         )
         self.not_accepted = deque()
         addresses = [[Address(socket.AF_INET, "127.0.0.1", port)]]
-        self.framed = Framed(config, addresses, Tally(), self._adopt, accept=self.accept)
+        tls = Tls(config, addresses[0], None, print, accept=self.accept)
+        self.framed = Framed(config, addresses, Tally(), self._adopt, tls=tls)
         self.links = []
 
     def __enter__(self):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gopher.cli import main, read_plan
-from gopher.config import CaptureConfig, RelayConfig
+from gopher.config import CaptureConfig, RelayConfig, TlsConfig
 from gopher.errors import ConfigError
 
 try:
@@ -121,6 +121,36 @@ def test_flag_of_the_file_is_taken_back_by_an_option(config):
     assert config(FILE, "--no-low-latency").source.wakeup_ms == 8
 
 
+RELAY = 'mode = "relay"\nport = 1\nupstream = "tls://a"\n'
+
+
+def test_tls_of_the_file_and_the_environment(config):
+    text = RELAY + 'tls-ca = "ca"\ntls-cert = "cert"\ntls-name = "b"\n'
+    made = config(text, GOPHER_TLS_KEY="key", GOPHER_TLS_NAME="c")
+    assert made.tls == TlsConfig(ca_path="ca", cert_path="cert", key_path="key", server_name="c")
+    assert config(RELAY + "tls-insecure = true\n").tls == TlsConfig(insecure=True)
+    assert config(RELAY + "tls-insecure = true\n", "--no-tls-insecure", "-u", "b").tls == TlsConfig()
+
+
+@pytest.mark.parametrize(
+    ("written", "variable", "header"),
+    [
+        ("true", "", "x-forwarded-for"),
+        ('"both"', "", "both"),
+        ("false", "", None),
+        ('"both"', "forwarded", "forwarded"),
+        ('"both"', "1", "x-forwarded-for"),
+        ('"both"', "off", None),
+    ],
+)
+def test_flag_that_may_have_a_value(config, written, variable, header):
+    assert config(f"{RELAY}forwarded = {written}\n", GOPHER_FORWARDED=variable).forwarded == header
+
+
+def test_flag_that_may_have_a_value_is_taken_back_by_an_option(config):
+    assert config(f"{RELAY}forwarded = 'both'\n", "--no-forwarded").forwarded is None
+
+
 def test_option_beats_what_it_excludes(config):
     assert config(FILE + 'interface = "eth0"', "--read", "a.pcap").source.read_path == "a.pcap"
     assert config(FILE, "-q").verbosity == -1
@@ -181,6 +211,9 @@ interval = { a = 1 }
 drain = true
 filter = 5
 """
+    accepted = (
+        "    hint: accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, tls://HOST:PORT, relay://HOST:PORT, dir:PATH"
+    )
     assert problems(text) == "\n".join(
         [
             "11 settings are wrong",
@@ -189,9 +222,9 @@ filter = 5
             "    hint: did you mean connect-timeout?",
             "  gopher.toml:3: responses: 'maybe' is neither true nor false",
             "  gopher.toml:5: upstream 'b:99999': '99999' is not a port: a number from 1 to 65535",
-            "    hint: accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, relay://HOST:PORT, dir:PATH",
+            accepted,
             "  gopher.toml:5: upstream 'http://c': http:// is not a kind of upstream",
-            "    hint: accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, relay://HOST:PORT, dir:PATH",
+            accepted,
             "  gopher.toml:7: linger: '-1' is not a time: seconds, 0 or more, like 2.5",
             "  gopher.toml:9: read: not together with gopher.toml:8: interface",
             "  gopher.toml:10: couple is for relay mode only",
@@ -262,6 +295,8 @@ def test_coupling_rule_that_is_none_is_named_with_its_line(problems):
         ('mode = "relay"\n', "", "gopher.toml:12: mirror relay: the mode is missing: the key mode, or"),
         ('upstream = "machineB"\n', "", "gopher.toml:5: mirror shop: an upstream is missing: the key upstream, or"),
         ("drain = 4", "forwarded = true", "gopher.toml:10: forwarded is for relay mode only"),
+        ("drain = 4", 'tls-ca = "a"', "gopher.toml:10: tls-ca is for relay mode only"),
+        ("drain = 3", 'tls-ca = "a"', "gopher.toml:1: tls-ca is for a tls:// upstream, the first one"),
         ("drain = 4", 'metrics = "[::1]:80:80"', "gopher.toml:10: metrics: '[::1]:80:80' is not an address and a port"),
         ('mode = "capture"', 'mode = "relay"', "gopher.toml:3: interface: no mirror has a mode with this setting"),
         ("drain = 3", 'report = "r.json"', "gopher.toml:1: report: mirror shop has the same"),
@@ -376,6 +411,8 @@ def test_print_says_where_each_value_comes_from(plan, capsys, monkeypatch):
         "-c -p 80,81 -u [::1]:1 --read a.pcap --speed max -q --sample 12.50% --no-responses --filter 'a\"\\b\t\x7f'",
         "-c -p 1 -u a -vv --low-latency --ring 2047M --linger 0.10 --metrics [::1]:9464 --responses",
         "-r -p 1 -u a --listen ::1 --link-from 10.0.0.0/8 --couple auto --couple cookie:a --host 1.10 --script a.py",
+        "-r -p 1 -u tls://a --tls-cert a.pem --tls-key b --tls-ca c --tls-name b --forwarded --proxy-protocol v2",
+        "-r -p 1 -u tls://a --tls-insecure --forwarded both",
     ],
 )
 def test_print_is_a_file_that_means_the_same(arguments, capsys, tmp_path):
