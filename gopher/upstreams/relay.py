@@ -10,6 +10,7 @@ Accounts are about the client's bytes only, as for every upstream.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -107,11 +108,19 @@ class IdentifiedCopy(StreamCopy):
         header: who the client is.
     """
 
-    __slots__ = ("header",)
+    __slots__ = ("_header",)
 
     def __init__(self, upstream: RelayUpstream, name: str, header: ProxyHeader) -> None:
         super().__init__(upstream, name)
-        self.header = header
+        self._header = header
+
+    @property
+    def header(self) -> ProxyHeader:
+        """Who is behind it."""
+        link = self._header.link
+        if link is None or not self.rejoining:
+            return self._header
+        return dataclasses.replace(self._header, link=dataclasses.replace(link, joined=True))
 
 
 class LinkCopy(StreamCopy):
