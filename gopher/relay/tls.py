@@ -174,8 +174,8 @@ class Tls:
         self.context = context
         upstream = config.upstreams[0]
         self._upstream = upstream.name
-        # The scope of an address is ours, not the server's.
-        self._name = config.tls.server_name or upstream.host.partition("%")[0]
+        # The scope of an address is ours, not the server's; and a dot at the end means something to resolvers only.
+        self._name = config.tls.server_name or upstream.host.partition("%")[0].rstrip(".")
         self._timeout_s = config.connect_timeout_s
         self._told.clear()
         if {address.sockaddr for address in addresses} != {address.sockaddr for address in self.addresses}:
@@ -230,6 +230,9 @@ class Bridge:
     Attributes:
         far_end: non-blocking; belongs to the caller, who has to set `side` before `start`.
         connecting: whether the upstream is not there yet.
+
+    Raises:
+        OSError: there are no descriptors left.
     """
 
     def __init__(self, tls: Tls) -> None:
@@ -291,7 +294,8 @@ class Bridge:
 
     def _attempt_failed(self, failure: str) -> None:
         assert self._wire is not None
-        self._wire.close(hard=True)
+        # Not hard: an alert that says why may be on its way.
+        self._wire.close(hard=False)
         if self._addresses_left:
             self._tls.prefer_another()
         self._dial(failure)
@@ -450,7 +454,11 @@ class Bridge:
 
 
 class TlsChannel(Channel):
-    """The far end of a bridge, for the framed relay; see `Channel`. Begins with `start`."""
+    """The far end of a bridge, for the framed relay; see `Channel`. Begins with `start`.
+
+    Raises:
+        OSError: there are no descriptors left.
+    """
 
     __slots__ = ("_bridge", "_failure", "_started")
 

@@ -144,10 +144,14 @@ class Transparent:
         if not self._tls.used:
             self._dial(tunnel)
             return
-        bridge = Bridge(self._tls)
+        try:
+            bridge = Bridge(self._tls)
+        except OSError as error:
+            self.refuse(tunnel, lastword.failure_of(error.errno or errno.EMFILE))
+            return
         failure = self._cross(tunnel, bridge.far_end)
         if failure:
-            self._end(tunnel, lastword.failure_of(-failure))
+            self.refuse(tunnel, lastword.failure_of(-failure))
         elif not ask:
             tunnel.rest()
             bridge.start(b"")

@@ -401,6 +401,30 @@ def test_server_name_and_protocol(options, asked, authority):
     assert names == [asked, "http/1.1"]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_no_descriptors_left_is_a_502_and_passes(mode, authority, tmp_path):
+    """A connection has four. Of two limits that differ by two, one at least ends between the first and the last."""
+    port = free_port()
+    failed = {}
+    with Nginx(tmp_path / "nginx", [("127.0.0.1", port)], certificate=authority.issue(*LOCAL)):
+        for limit in ("60:60", "62:62"):
+            relay = tls_relay(("127.0.0.1", port), authority, *MODES[mode])
+            # Root might raise the limit again.
+            relay._argv[:0] = ["prlimit", f"--nofile={limit}", "setpriv", "--bounding-set=-sys_resource"]
+            with relay:
+                with contextlib.ExitStack() as stack:
+                    clients = [stack.enter_context(relay.connect()) for _ in range(30)]
+                    for client in clients:
+                        client.sendall(get(1))
+                    for client in clients:
+                        assert client.recv(1 << 16)[:12] in (b"HTTP/1.1 404", b"HTTP/1.1 502")
+                        client.close()
+                assert curl(f"http://127.0.0.1:{relay.port}/short/") == "short"
+            assert sum(relay.report["answers"].values()) == sum(relay.report["failed"].values())
+            failed |= relay.report["failed"]
+    assert failed.keys() == {"no_descriptors"}
+
+
 # -- client certificates ----------------------------------------------------------------------------------------------
 
 
