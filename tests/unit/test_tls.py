@@ -106,7 +106,8 @@ def test_addresses_are_tried_in_turn_whatever_the_failure(authority):
         assert bridge.side.news == ["opened"]
         # The next connection does not meet the bad ones again.
         assert [address.port for address in tls.addresses] == [good_port, refused, bad_port]
-        assert told == ["upstream tls://localhost: TLS: wrong version number"]
+        [line] = told
+        assert line.startswith("upstream tls://localhost: TLS: ")
         bridge.abort()
         bridge.far_end.close()
     assert not tls.bridges
