@@ -41,6 +41,8 @@ NOT_RUN = 3
 PEERS = {
     "envoy": ["--version"],
     "gor": ["--help"],
+    "haproxy": ["-v"],
+    "mitmdump": ["--version"],
     "tcpcopy": ["-v"],
     "tcpdump": ["--version"],
     "tcpflow": ["--version"],

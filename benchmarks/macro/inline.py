@@ -14,7 +14,6 @@ The front, gopher, the floor and the shadow share one core; production and the l
 
 from __future__ import annotations
 
-import json
 import selectors
 import shutil
 import socket
@@ -24,7 +23,7 @@ import time
 from pathlib import Path
 
 from benchmarks import harness
-from benchmarks.macro import capture
+from benchmarks.macro import capture, proxies
 from benchmarks.macro.rates import Goreplay
 
 SHADOW_DELAY_S = 0.2
@@ -55,108 +54,7 @@ asyncio.run(main())
 """
 
 
-class FrontNginx(harness.Process):
-    """nginx as a reverse proxy, which may mirror."""
-
-    CONFIG = """
-        daemon off; master_process off; worker_rlimit_nofile 65536; pid {directory}/nginx.pid;
-        error_log {directory}/error.log;
-        events {{ worker_connections 32768; }}
-        http {{
-            access_log off; keepalive_timeout 1h; keepalive_requests 1000000000;
-            client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
-            fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-            upstream production {{
-                server {loopback}:{production}; keepalive 1024; keepalive_requests 1000000000;
-            }}
-            upstream shadow {{ server {loopback}:{shadow}; keepalive 1024; keepalive_requests 1000000000; }}
-            proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $http_host;
-            server {{
-                listen {loopback}:{port} backlog=32768;
-                location / {{ {mirror} proxy_pass http://production; }}
-                location = /mirror {{ internal; proxy_pass http://shadow$request_uri; }}
-            }}
-        }}
-    """
-
-    def __init__(self, directory: Path, production: int, shadow: int, *, mirrors: bool) -> None:
-        nginx = harness.require_program("nginx")
-        directory.mkdir(exist_ok=True)
-        [self.port] = harness.free_ports(1)
-        mirror = "mirror /mirror;" if mirrors else ""
-        config = directory / "nginx.conf"
-        values = {"production": production, "shadow": shadow, "port": self.port, "mirror": mirror}
-        config.write_text(self.CONFIG.format(directory=directory, loopback=harness.LOOPBACK, **values))
-        command = (nginx, "-p", directory, "-c", config, "-e", directory / "error.log")
-        super().__init__(harness.pinned(harness.SHADOW_CORE, *command), directory / "stderr")
-        wait_listening(self, self.port)
-
-
-class FrontEnvoy(harness.Process):
-    """Envoy as a reverse proxy, which may mirror."""
-
-    def __init__(self, directory: Path, production: int, shadow: int, *, mirrors: bool) -> None:
-        envoy = harness.require_program("envoy")
-        directory.mkdir(exist_ok=True)
-        [self.port] = harness.free_ports(1)
-        config = directory / "envoy.json"
-        config.write_text(json.dumps(self._config(production, shadow, mirrors)))
-        command = (envoy, "-c", config, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error")
-        super().__init__(harness.pinned(harness.SHADOW_CORE, *command), directory / "stderr")
-        wait_listening(self, self.port)
-
-    def _config(self, production: int, shadow: int, mirrors: bool) -> dict:
-        def address(port: int) -> dict:
-            return {"socket_address": {"address": harness.LOOPBACK, "port_value": port}}
-
-        def cluster(name: str, port: int) -> dict:
-            endpoint = {"lb_endpoints": [{"endpoint": {"address": address(port)}}]}
-            return {
-                "name": name,
-                "type": "STATIC",
-                "load_assignment": {"cluster_name": name, "endpoints": [endpoint]},
-                "circuit_breakers": {"thresholds": [{"max_connections": 10000, "max_pending_requests": 10000}]},
-            }
-
-        route: dict = {"cluster": "production"}
-        if mirrors:
-            route["request_mirror_policies"] = [{"cluster": "shadow"}]
-        api = "type.googleapis.com/envoy.extensions.filters"
-        manager = {
-            "@type": f"{api}.network.http_connection_manager.v3.HttpConnectionManager",
-            "stat_prefix": "front",
-            "generate_request_id": False,
-            "route_config": {
-                "virtual_hosts": [
-                    {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}]}
-                ]
-            },
-            "http_filters": [
-                {"name": "router", "typed_config": {"@type": f"{api}.http.router.v3.Router"}},
-            ],
-        }
-        filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
-        return {
-            "static_resources": {
-                "listeners": [{"address": address(self.port), "filter_chains": [{"filters": filters}]}],
-                "clusters": [cluster("production", production), cluster("shadow", shadow)],
-            }
-        }
-
-
-FRONTS = {"nginx": FrontNginx, "Envoy": FrontEnvoy}
-
-
-def wait_listening(process: harness.Process, port: int) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection((harness.LOOPBACK, port)).close()
-            return
-        except ConnectionRefusedError:  # noqa: PERF203  (it is the loop)
-            if process.popen.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{process.popen.args} does not listen: {process.log.read_text()}") from None
-            time.sleep(0.02)
+FRONTS = {"nginx": proxies.Nginx, "Envoy": proxies.Envoy}
 
 
 # -- CPU ---------------------------------------------------------------------------------------------------------------
@@ -179,7 +77,7 @@ def cpu_round(options, floor: Path, fronts: list[str], servers: tuple, directory
     for name in fronts:
         for mirrors in (False, True):
             front_directory = directory / f"{name}-{mirrors}"
-            with FRONTS[name](front_directory, production.port, sink.port, mirrors=mirrors) as front:
+            with FRONTS[name](front_directory, production.port, mirror_to=sink.port if mirrors else None) as front:
                 key = f"{name}, mirroring" if mirrors else name
                 done[key] = paced(options, floor, front.port, directory, front, sink)
     with harness.Gopher(directory, options.gopher, production.port, [sink.port], *options.option) as gopher:
@@ -239,11 +137,11 @@ def latency_round(options, fronts: list[str], production: harness.Nginx, directo
         for name in fronts:
             for mirrors in (False, True):
                 front_directory = directory / f"{name}-{mirrors}"
-                with FRONTS[name](front_directory, production.port, slow_port, mirrors=mirrors) as front:
+                with FRONTS[name](front_directory, production.port, mirror_to=slow_port if mirrors else None) as front:
                     key = f"{name}, mirroring" if mirrors else name
                     done[key] = client_latencies_ms(front.port, options.requests)
         with (
-            FrontNginx(directory / "nginx-False", production.port, slow_port, mirrors=False) as front,
+            proxies.Nginx(directory / "nginx-False", production.port) as front,
             harness.Gopher(directory, options.gopher, front.port, [slow_port], *options.option) as gopher,
         ):
             done["nginx, gopher beside it"] = client_latencies_ms(front.port, options.requests)

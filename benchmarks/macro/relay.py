@@ -1,23 +1,24 @@
-"""CPU per relayed request: gopher's relay against nginx's proxy_pass, in the same run.
+"""CPU per relayed request: gopher's relay against other reverse proxies, in the same run.
 
-    wrk ──► relay or nginx ──► nginx
-    one core  the other core   the first core
+    wrk ──► relay, or nginx, HAProxy, Envoy, mitmproxy ──► nginx
+    one core               the other core                  the first core
 
-Each round puts the same load (100 keep-alive connections, requests of 500 bytes) through nginx as a proxy, then through
-each kind of relay, before the same upstream server. CPU is that of the whole process, user and system, between two
-moments, divided by the requests that the upstream server counted between them. Nothing else is pinned to the relay's
-core, so what others take of it does not count.
+Each round puts the same load (100 keep-alive connections, requests of 500 bytes) through each of the other proxies, in
+one thread, then through each kind of relay, before the same upstream server. CPU is that of the whole process, user and
+system, between two moments, divided by the requests that the upstream server counted between them. Nothing else is
+pinned to the relay's core, so what others take of it does not count.
 """
 
 from __future__ import annotations
 
-import statistics
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from benchmarks import harness
+from benchmarks.macro import proxies
 
 WARM_UP_S = 0.5
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -25,9 +26,20 @@ KINDS = {
     "transparent": (),
     "messages": ("--marker", "X-Mirrored:1"),
     "cookie": ("--couple", "cookie:JSESSIONID"),
+    # One of every kind that there is (docs/coupling.md).
     "rules": tuple(
         word
-        for rule in ("auto", "header:X-CSRF-Token", "json:/data/token", "form:csrf_token", "query:sid", "location:sid")
+        for rule in (
+            "auto",
+            "cookie:JSESSIONID",
+            "header:X-CSRF-Token",
+            "json:/data/token",
+            "form:csrf_token",
+            "query:sid",
+            "location:sid",
+            "location:/order/{}",
+            r"regex:id=(\w+)",
+        )
         for word in ("--couple", rule)
     ),
     "async script": ("--script", str(SCRIPTS / "async.py")),
@@ -35,42 +47,14 @@ KINDS = {
 }
 # How many times nginx's CPU each may take.
 BARS = {"transparent": 1.0, "cookie": 2.0, "rules": 4.0}
-
-
-class Proxy(harness.Process):
-    """One nginx worker that passes everything on to `port`, on connections that it keeps."""
-
-    CONFIG = """
-        daemon off; master_process off; worker_rlimit_nofile 65536; pid {directory}/nginx.pid;
-        error_log {directory}/error.log;
-        events {{ worker_connections 32768; }}
-        http {{
-            access_log off; client_max_body_size 0; keepalive_timeout 1h; keepalive_requests 1000000000;
-            client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
-            fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-            upstream shadow {{ server {loopback}:{upstream}; keepalive 1024; keepalive_requests 1000000000; }}
-            server {{
-                listen {loopback}:{port} backlog=32768;
-                location / {{
-                    proxy_pass http://shadow; proxy_http_version 1.1;
-                    proxy_set_header Connection ""; proxy_set_header Host $http_host;
-                }}
-            }}
-        }}
-    """
-
-    def __init__(self, directory: Path, upstream: int) -> None:
-        nginx = harness.require_program("nginx")
-        directory.mkdir(exist_ok=True)
-        [self.port] = harness.free_ports(1)
-        config = directory / "nginx.conf"
-        config.write_text(
-            self.CONFIG.format(directory=directory, loopback=harness.LOOPBACK, port=self.port, upstream=upstream)
-        )
-        command = harness.pinned(
-            harness.SHADOW_CORE, nginx, "-p", directory, "-c", config, "-e", directory / "error.log"
-        )
-        super().__init__(command, directory / "stderr")
+PEERS = {
+    "nginx": proxies.Nginx,
+    "HAProxy": proxies.Haproxy,
+    "Envoy": proxies.Envoy,
+    "mitmproxy": proxies.Mitmproxy,
+}
+# How much of mitmproxy's CPU the transparent relay may take: 15 times less.
+MITMPROXY_BAR = 1 / 15
 
 
 class Relay(harness.Process):
@@ -102,15 +86,15 @@ def load(options, port: int, directory: Path) -> harness.Process:
     )
 
 
-def cpu_us(options, relay, upstream: harness.Nginx, directory: Path) -> tuple[float, float]:
-    """(CPU in microseconds per request, requests per second)."""
+def cost(options, relay: harness.Process, upstream: harness.Nginx, directory: Path) -> dict:
+    """CPU in microseconds per request, and what was counted."""
     with load(options, relay.port, directory):
         time.sleep(WARM_UP_S)
         served, used, began = upstream.requests(), sum(relay.cpu_s()), time.monotonic()
         time.sleep(options.seconds)
         served, used = upstream.requests() - served, sum(relay.cpu_s()) - used
         elapsed = time.monotonic() - began
-    return used / served * 1e6, served / elapsed
+    return {"requests": served, "cpu_us": used / served * 1e6, "requests_per_s": served / elapsed}
 
 
 def idle_mib(options, directory: Path, upstream: harness.Nginx) -> float:
@@ -133,44 +117,70 @@ def idle_mib(options, directory: Path, upstream: harness.Nginx) -> float:
 
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
+    harness.require_program("nginx")
+    peers = [name for name in options.peers if shutil.which(PEERS[name].program)]
+    missing = [
+        harness.not_run(f"{name} as a reverse proxy", f"{PEERS[name].program} is not installed")
+        for name in options.peers
+        if name not in peers
+    ]
     rounds = []
     with harness.scratch() as name:
         directory = Path(name)
         with harness.Nginx(directory / "shadow", harness.PRODUCTION_CORE) as upstream:
             for number in range(options.rounds):
-                with Proxy(directory / "proxy", upstream.port) as proxy:
-                    time.sleep(0.3)
-                    one = dict(
-                        zip(("nginx_us", "nginx_per_s"), cpu_us(options, proxy, upstream, directory), strict=True)
-                    )
+                one = {}
+                for peer in peers:
+                    with PEERS[peer](directory / peer, upstream.port) as proxy:
+                        one[peer] = cost(options, proxy, upstream, directory)
                 for kind in options.kinds:
                     with Relay(directory, options.gopher, upstream.port, *KINDS[kind], *options.option) as relay:
-                        one[f"{kind}_us"], one[f"{kind}_per_s"] = cpu_us(options, relay, upstream, directory)
+                        one[f"relay ({kind})"] = cost(options, relay, upstream, directory)
                 rounds.append(one)
-                print(f"round {number + 1}: " + ", ".join(f"{k} {v:.2f}" for k, v in one.items()), file=sys.stderr)
+                words = ", ".join(f"{side} {done['cpu_us']:.2f}" for side, done in one.items())
+                print(f"round {number + 1}, us a request: {words}", file=sys.stderr)
             idle = [idle_mib(options, directory, upstream)] if options.idle else []
-    figures = [harness.figure("nginx's CPU per request (proxy_pass)", "us", [r["nginx_us"] for r in rounds])]
-    for kind in options.kinds:
-        ratios = [r[f"{kind}_us"] / r["nginx_us"] for r in rounds]
-        figures += [
-            harness.figure(f"relay ({kind}): CPU per request", "us", [r[f"{kind}_us"] for r in rounds]),
-            harness.figure(f"relay ({kind}): CPU / nginx's", "ratio", ratios, BARS.get(kind)),
-            harness.figure(f"relay ({kind}): requests", "1/s", [r[f"{kind}_per_s"] for r in rounds], digits=0),
-        ]
-    figures.append(
-        harness.figure("nginx: requests", "1/s", [statistics.median(r["nginx_per_s"] for r in rounds)], digits=0)
-    )
+    lines = figures(options, rounds)
     if idle:
-        figures.append(
+        lines.append(
             harness.figure(f"resident memory with {options.idle} idle connections", "MiB", idle, 150, digits=1)
         )
-    return figures, rounds
+    return [*lines, *missing], rounds
+
+
+def figures(options, rounds: list[dict]) -> list[dict]:
+    def ratios(side: str, peer: str) -> list[float]:
+        return [r[side]["cpu_us"] / r[peer]["cpu_us"] for r in rounds]
+
+    lines = []
+    for side in rounds[0]:
+        lines += [
+            harness.figure(f"{side}: CPU per request", "us", [r[side]["cpu_us"] for r in rounds]),
+            harness.figure(f"{side}: requests", "1/s", [r[side]["requests_per_s"] for r in rounds], digits=0),
+        ]
+    for kind in options.kinds:
+        side = f"relay ({kind})"
+        lines.append(harness.figure(f"{side}: CPU / nginx's", "ratio", ratios(side, "nginx"), BARS.get(kind)))
+    if "transparent" in options.kinds:
+        bars = {"mitmproxy": MITMPROXY_BAR}
+        lines += [
+            harness.figure(
+                f"relay (transparent): CPU / {peer}'s",
+                "ratio",
+                ratios("relay (transparent)", peer),
+                bars.get(peer),
+            )
+            for peer in PEERS
+            if peer in rounds[0] and peer != "nginx"
+        ]
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = harness.arguments(__doc__, seconds=3)
     harness.add_gopher_option(parser)
     parser.add_argument("--connections", type=int, default=100)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="nginx has to be among them")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--idle", type=int, default=10_000, help="idle connections to hold; 0 for none")
     options = parser.parse_args(argv)
