@@ -42,13 +42,15 @@ def request_for(options, port: int) -> bytes:
     return harness.request_of(port, options.bytes, close=options.mode == "once")
 
 
-def floor_round(options, floor: Path, sink: harness.Nginx, seconds: float) -> dict:
+def floor_round(options, floor: Path, sink: harness.Nginx, seconds: float, *, cold: bool = False) -> dict:
     burst, interval_ns = options.connections, 0
     if options.rate:
         burst = min(options.active or options.connections, max(1, round(options.rate * FLOOR_INTERVAL_S)))
         interval_ns = round(burst / options.rate * 1e9)
     command = harness.pinned(
-        harness.SHADOW_CORE, *floor_command(options, floor, sink.port, burst, interval_ns, seconds)
+        harness.SHADOW_CORE,
+        *floor_command(options, floor, sink.port, burst, interval_ns, seconds),
+        *(["cold"] if cold else []),
     )
     request = request_for(options, sink.port)
     ran = subprocess.run(command, input=request, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
@@ -101,8 +103,8 @@ def start_load(options, floor: Path, port: int, directory: Path, seconds: float)
 
 def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path) -> dict:
     served_before, arrived_before = production.requests(), sink.requests()
-    upstreams = len(sink.ports)
-    with harness.Gopher(directory, options.gopher, production.port, sink.ports, *options.option) as gopher:
+    upstreams = sink.ports[: options.upstreams]
+    with harness.Gopher(directory, options.gopher, production.port, upstreams, *options.option) as gopher:
         with start_load(options, floor, production.port, directory, WARM_UP_S + options.seconds) as load:
             time.sleep(WARM_UP_S)
             served_warm, began = production.requests(), time.monotonic()
@@ -118,7 +120,7 @@ def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.
             core_s = harness.core_busy_s(harness.SHADOW_CORE) - core_warm
             ours_s = sum(gopher.cpu_s()) - sum(gopher_warm) + sum(sink.cpu_s()) - sum(sink_warm)
             served = harness.wait_until_settled(production.requests, 0.1)
-            expected = upstreams * (served - served_before)
+            expected = len(upstreams) * (served - served_before)
             arrived = sink.requests() - arrived_before
             if arrived < expected:
                 arrived = harness.wait_until_settled(sink.requests, 1.0) - arrived_before
@@ -153,18 +155,30 @@ def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.
     }
 
 
-def one_round(options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path) -> dict:
-    gopher = gopher_round(options, floor, production, sink, directory)
+def floor_beside_load(
+    options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path, *, cold: bool = False
+) -> tuple[dict, float]:
+    """What the floor said, and its CPU in microseconds per request, while production is under the same load."""
     with start_load(options, floor, production.port, directory, WARM_UP_S + options.seconds):
         time.sleep(WARM_UP_S)
-        least = floor_round(options, floor, sink, options.seconds)
-    floor_us = (least["user_s"] + least["system_s"]) / least["requests"] * 1e6
-    return {
+        least = floor_round(options, floor, sink, options.seconds, cold=cold)
+    return least, (least["user_s"] + least["system_s"]) / least["requests"] * 1e6
+
+
+def one_round(options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path) -> dict:
+    servers = (production, sink, directory)
+    gopher = gopher_round(options, floor, *servers)
+    least, floor_us = floor_beside_load(options, floor, *servers)
+    done = {
         "gopher": gopher,
         "floor": least,
         "floor_us": floor_us,
         "ratio": gopher["cpu_us"] / floor_us / options.upstreams,
     }
+    if options.cold:
+        done["cold_floor"], done["cold_floor_us"] = floor_beside_load(options, floor, *servers, cold=True)
+        done["cold_ratio"] = gopher["cpu_us"] / done["cold_floor_us"] / options.upstreams
+    return done
 
 
 def measure(options) -> tuple[list[dict], list[dict]]:
@@ -196,8 +210,17 @@ def figures(options, rounds: list[dict]) -> list[dict]:
     where = f"{load}, {options.bytes} bytes, {connections}, {options.upstreams} upstream(s)"
     of = {key: [r["gopher"][key] for r in rounds] for key in rounds[0]["gopher"]}
     bar = options.bar if options.bar or options.rate or options.upstreams > 1 else 1.2
+    name = f"CPU per request and upstream / floor ({where})"
+    lines = [harness.figure(name, "ratio", [r["ratio"] for r in rounds], None if options.cold else bar)]
+    if options.cold:
+        lines += [
+            harness.figure(
+                f"{name}, which also reads its bytes from memory", "ratio", [r["cold_ratio"] for r in rounds], bar
+            ),
+            harness.figure("this floor's CPU per request", "us", [r["cold_floor_us"] for r in rounds]),
+        ]
     return [
-        harness.figure(f"CPU per request and upstream / floor ({where})", "ratio", [r["ratio"] for r in rounds], bar),
+        *lines,
         harness.figure("gopher's CPU per request", "us", of["cpu_us"]),
         harness.figure("of it in user space", "us", of["user_us"]),
         harness.figure("the floor's CPU per request", "us", [r["floor_us"] for r in rounds]),
@@ -219,6 +242,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = harness.arguments(__doc__, seconds=3)
     harness.add_gopher_option(parser)
     add_workload_options(parser)
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="a second floor too, whose bytes are not in the processor's cache either; the bar is then for it",
+    )
     parser.add_argument("--bar", type=float, help="what the ratio may be at most")
     options = parser.parse_args(argv)
     return harness.run("capture", measure, options)

@@ -5,12 +5,14 @@
  * (0: never sleep). burst = connections and interval 0 is the floor at saturation; burst = 1 and an interval of 1/rate
  * is an evenly paced load generator.
  *
- *     floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE [hold]]] < request
+ *     floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE [hold|cold]]] < request
  *
  * MODE: keep (the default) as above; once: a connection for each request, until the server closes it; open: an open-loop
  * generator, which sends by the clock and never waits for an answer (those that have come are taken off first).
  * ACTIVE: only so many of the connections are used, after one request on each.
  * hold: keeps its connections until it is killed, so that nobody's cost of closing them is measured.
+ * cold: sends copies of the request from all over COLD_BYTES of memory, one after the other, so that the bytes come from
+ * memory, as a mirror's do, and not from the processor's cache.
  *
  * Says "ready" on standard error when its connections are up, and prints one line of JSON: requests, elapsed_s, user_s,
  * system_s, late (bursts that began after their time). Only the loop is measured. An answer must fit one recv() buffer
@@ -26,8 +28,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#define COLD_BYTES ((size_t)64 << 20)
+
 static char request[2 << 20], answer[1 << 16];
-static size_t length;
+static char *copies = request; /* requests one after the other, `copies_bytes` in all */
+static size_t length, copies_bytes, next_copy;
 static struct sockaddr_in address = {.sin_family = AF_INET};
 
 static void die(const char *what)
@@ -59,8 +64,11 @@ static int dial(void)
 
 static void put(int fd)
 {
-    if (send(fd, request, length, 0) != (ssize_t)length)
+    if (send(fd, copies + next_copy, length, 0) != (ssize_t)length)
         die("send");
+    next_copy += length;
+    if (next_copy == copies_bytes)
+        next_copy = 0;
 }
 
 static void take(int fd)
@@ -72,7 +80,7 @@ static void take(int fd)
 int main(int argc, char **argv)
 {
     if (argc < 7 || argc > 10) {
-        fprintf(stderr, "usage: floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE [hold]]] < request\n");
+        fprintf(stderr, "usage: floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE [hold|cold]]] < request\n");
         return 2;
     }
     int connections = atoi(argv[3]), burst = atoi(argv[4]);
@@ -87,6 +95,15 @@ int main(int argc, char **argv)
     ssize_t n;
     while ((n = read(0, request + length, sizeof request - length)) > 0)
         length += (size_t)n;
+    copies_bytes = length;
+    if (length > 0 && argc > 9 && strcmp(argv[9], "cold") == 0) {
+        copies_bytes = COLD_BYTES / length * length;
+        copies = malloc(copies_bytes);
+        if (copies == NULL)
+            die("malloc");
+        for (size_t at = 0; at < copies_bytes; at += length)
+            memcpy(copies + at, request, length);
+    }
     address.sin_port = htons((unsigned short)atoi(argv[2]));
     if (inet_pton(AF_INET, argv[1], &address.sin_addr) != 1)
         die("inet_pton");
@@ -145,7 +162,7 @@ int main(int argc, char **argv)
            (double)(now - start) / 1e9, seconds(before.ru_utime, after.ru_utime), seconds(before.ru_stime, after.ru_stime),
            late);
     fflush(stdout);
-    while (argc > 9)
+    while (argc > 9 && strcmp(argv[9], "hold") == 0)
         pause();
     return 0;
 }

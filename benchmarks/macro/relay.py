@@ -68,7 +68,8 @@ class Relay(harness.Process):
                 *(*command, "-r", "-p", str(self.port), "-u", f"{harness.LOOPBACK}:{upstream}", *options),
             ),
             directory / "gopher.log",
-            cwd=harness.ROOT,
+            # Not the root: -m would take the gopher that lies there, whichever Python is asked.
+            cwd=directory,
         )
         self.wait_for_line("gopher: relaying on")
 
