@@ -23,8 +23,7 @@ import time
 from pathlib import Path
 
 from benchmarks import harness
-from benchmarks.macro import capture, proxies
-from benchmarks.macro.rates import Goreplay
+from benchmarks.macro import capture, peers, proxies
 
 SHADOW_DELAY_S = 0.2
 CLIENTS = 8
@@ -84,7 +83,7 @@ def cpu_round(options, floor: Path, fronts: list[str], servers: tuple, directory
         done["gopher"] = paced(options, floor, production.port, directory, gopher, sink)
         done["gopher"]["delivered_bytes"] = gopher.end()["upstreams"][0]["delivered_bytes"]
     if shutil.which("gor") is not None:
-        with Goreplay(directory, production.port, sink.port) as gor:
+        with peers.Goreplay(directory, production.port, sink.port) as gor:
             done["goreplay"] = paced(options, floor, production.port, directory, gor, sink)
     least = capture.floor_round(options, floor, sink, options.seconds)
     done["floor"] = {
@@ -162,11 +161,7 @@ def measure(options) -> tuple[list[dict], list[dict]]:
         fronts.append("Envoy")
     except harness.NotRun as reason:
         missing.append(harness.not_run("Envoy's request mirroring", str(reason)))
-    for peer, program in (("goreplay", "gor"), ("tcpcopy", "tcpcopy")):
-        if shutil.which(program) is None:
-            missing.append(harness.not_run(peer, f"{program} is not installed"))
-    if shutil.which("tcpcopy") is not None:
-        missing.append(harness.not_run("tcpcopy", "its intercept needs a machine and a route of its own"))
+    missing += peers.missing_peers()
     rounds = []
     with harness.scratch() as name:
         directory = Path(name)

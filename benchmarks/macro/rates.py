@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from pathlib import Path
 
 from benchmarks import harness
-from benchmarks.macro import capture
+from benchmarks.macro import capture, peers
 from gopher.observe.accounts import LatencyAccount, LatencyBucket
 
 MODES = {"default": (), "--low-latency": ("--low-latency",)}
@@ -36,33 +35,6 @@ def quantile_ms(latency: dict, share: float) -> float:
         buckets.append(LatencyBucket(up_to_s, each["count"]))
     account = LatencyAccount(count=latency["count"], sum_s=latency["sum_s"], buckets=tuple(buckets))
     return 1e3 * (account.quantile_s(share) or 0.0)
-
-
-class Goreplay(harness.Process):
-    """`gor`, pinned where gopher is."""
-
-    def __init__(self, directory: Path, port: int, upstream: int) -> None:
-        raw, out = f":{port}", f"http://{harness.LOOPBACK}:{upstream}"
-        command = ("gor", "--input-raw", raw, "--output-http", out)
-        super().__init__(harness.pinned(harness.SHADOW_CORE, *command), directory / "gor.log")
-        time.sleep(2)  # it says nothing when it captures
-
-
-def goreplay_round(options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path) -> dict:
-    served_before, arrived_before = production.requests(), sink.requests()
-    with Goreplay(directory, production.port, sink.port) as gor:
-        cpu_before = sum(gor.cpu_s())
-        with capture.start_load(options, floor, production.port, directory, options.seconds) as load:
-            load.wait()
-        served = harness.wait_until_settled(production.requests, 0.1) - served_before
-        arrived = harness.wait_until_settled(sink.requests, 1.0) - arrived_before
-        cpu_s = sum(gor.cpu_s()) - cpu_before
-    return {
-        "requests": served,
-        "requests_per_s": served / options.seconds,
-        "lost": served - arrived,
-        "cpu_us": cpu_s / served * 1e6,
-    }
 
 
 def measure(options) -> tuple[list[dict], list[dict]]:
@@ -90,7 +62,8 @@ def measure(options) -> tuple[list[dict], list[dict]]:
                             file=sys.stderr,
                         )
                     if goreplay:
-                        done = goreplay_round(options, floor, production, sink, directory)
+                        with peers.Goreplay(directory, production.port, sink.port) as gor:
+                            done = peers.mirror_round(options, gor, floor, production, sink, directory)
                         rounds.append({"rate": rate, "program": "goreplay", **done})
     lines = figures(options, rounds)
     if not goreplay:

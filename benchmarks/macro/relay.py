@@ -11,8 +11,9 @@ pinned to the relay's core, so what others take of it does not count.
 
 from __future__ import annotations
 
+import re
 import shutil
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
@@ -80,22 +81,33 @@ def load(options, port: int, directory: Path) -> harness.Process:
     fields = [line for line in request.split("\r\n")[2:] if line]
     words = [word for field in fields for word in ("-H", field)]
     wrk = (harness.require_program("wrk"), "-t1", f"-c{options.connections}", "-d1h", *words)
-    return harness.Process(
-        harness.pinned(harness.PRODUCTION_CORE, *wrk, f"http://{harness.LOOPBACK}:{port}/"),
-        directory / "wrk.log",
-        stdout=subprocess.DEVNULL,
-    )
+    with (directory / "wrk.out").open("wb") as output:
+        return harness.Process(
+            harness.pinned(harness.PRODUCTION_CORE, *wrk, f"http://{harness.LOOPBACK}:{port}/"),
+            directory / "wrk.log",
+            stdout=output,
+        )
 
 
 def cost(options, relay: harness.Process, upstream: harness.Nginx, directory: Path) -> dict:
-    """CPU in microseconds per request, and what was counted."""
-    with load(options, relay.port, directory):
+    """CPU in microseconds per request, and what was counted: `arrived` at the upstream, `answered` to the client."""
+    arrived = upstream.requests()
+    with load(options, relay.port, directory) as wrk:
         time.sleep(WARM_UP_S)
         served, used, began = upstream.requests(), sum(relay.cpu_s()), time.monotonic()
         time.sleep(options.seconds)
         served, used = upstream.requests() - served, sum(relay.cpu_s()) - used
         elapsed = time.monotonic() - began
-    return {"requests": served, "cpu_us": used / served * 1e6, "requests_per_s": served / elapsed}
+        wrk.stop(signal.SIGINT)
+        answered = int(re.search(r"(\d+) requests in", (directory / "wrk.out").read_text())[1])
+        arrived = harness.wait_until_settled(upstream.requests, 0.1) - arrived
+    return {
+        "requests": served,
+        "cpu_us": used / served * 1e6,
+        "requests_per_s": served / elapsed,
+        "arrived": arrived,
+        "answered": answered,
+    }
 
 
 def idle_mib(options, directory: Path, upstream: harness.Nginx) -> float:
