@@ -17,7 +17,7 @@ build_copy = mkdir -p build/$@ && \
 # Every Python object in an allocation of its own, whose bounds are watched; CPython leaks by design.
 WATCHED = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0
 
-.PHONY: test demo bench lint fuzz sanitize sdist wheel check-dist package clean
+.PHONY: test demo bench lint docs fuzz sanitize sdist wheel check-dist package clean
 
 test: .venv/installed
 	$(BIN)/python -m pytest
@@ -36,6 +36,10 @@ lint: .venv/installed
 	$(BIN)/codespell
 	@# A performance hint means that code without the GIL takes it after all, to look for an exception.
 	! $(BIN)/cython -3 -X annotation_typing=False -o build/ $(filter %.pyx %.py,$(CYTHON_SOURCES)) 2>&1 | grep -A 9 'performance hint'
+
+# Without the network; a warning, like that of a link that leads nowhere, is an error.
+docs: .venv/installed
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky -d build/doctrees docs build/docs
 
 # For example: make fuzz TARGET=http_framing SECONDS=600. An input that breaks something becomes build/fuzz/TARGET-*;
 # moved to tests/fuzz/corpus/TARGET, it is a test. Atheris has no version for all Pythons, so none is asked for.
@@ -103,5 +107,5 @@ clean:
 	    >/dev/null 2>&1 || \
 	    { echo 'gopher needs a C compiler and the headers of Python: apt install gcc libc6-dev python3-dev'; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint,docs]'
 	touch $@
