@@ -17,10 +17,14 @@ build_copy = mkdir -p build/$@ && \
 # Every Python object in an allocation of its own, whose bounds are watched; CPython leaks by design.
 WATCHED = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0
 
-.PHONY: test demo bench lint docs fuzz sanitize sdist wheel check-dist package clean
+.PHONY: test test-pythons demo bench lint docs fuzz sanitize sdist wheel check-dist package clean
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# On every CPython that gopher supports and this machine has.
+test-pythons:
+	packaging/test_pythons.sh
 
 demo: .venv/installed
 	$(BIN)/python demo/demo.py
