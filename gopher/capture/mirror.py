@@ -237,51 +237,61 @@ class Mirror:
 
         Must not be cancelled in the middle: shield it.
         """
-        pump, live = self._pump, not self._can_wait
         for event in events:
-            for relay in self._relays:
-                relay.time_ns = event.time_ns
-            if isinstance(event, StreamData):
-                if event.direction == CLIENT_TO_SERVER:
-                    stream = event.flow.context or self._open_stream(event.flow)
-                    if stream is _IGNORED:
-                        continue
-                    data = event.data if event.run is None else event.run
-                    self._received_bytes += len(data)
-                    # How late a file's packets are says nothing.
-                    if live:
-                        pump.captured_ns = event.since_ns
-                    full = stream.write(data)
-                    if full is not None:
-                        for copy, over in full:
-                            if not await self._make_room(copy):
-                                copy.give_up(over)
-                else:
-                    for copy in self._framed_copies(event.flow):
-                        # A live capture's patience is for the client's bytes.
-                        if self._can_wait and not copy.takes_answers:
-                            await self._make_room(copy)
-                        copy.answer(event.data)
-            elif isinstance(event, StreamGap):
-                if event.direction == CLIENT_TO_SERVER:
-                    stream = event.flow.context or self._open_stream(event.flow)
-                    if stream is not _IGNORED:
-                        stream.gap(event.length)
-                else:
-                    for copy in self._framed_copies(event.flow):
-                        copy.answer_gap(event.length)
-            elif isinstance(event, StreamEnded):
-                if event.direction == CLIENT_TO_SERVER:
-                    self._end_stream(event.flow)
+            # A live capture's patience is for the client's bytes.
+            if self._can_wait and isinstance(event, StreamData) and event.direction == SERVER_TO_CLIENT:
                 for copy in self._framed_copies(event.flow):
-                    copy.end(event.direction)
-            elif isinstance(event, FlowOpened):
-                if self._is_ignored(event.flow):
-                    # What this batch brought of it comes all the same.
-                    event.flow.context = _IGNORED
-                    self.reassembler.ignore(event.flow)
-            elif isinstance(event, FlowClosed):
-                self._close_stream(event.flow, event.reason)
+                    if not copy.takes_answers:
+                        await self._make_room(copy)
+            full = self._act(event)
+            if full is not None:
+                for over_copy, over in full:
+                    if not await self._make_room(over_copy):
+                        over_copy.give_up(over)
+
+    def _act(self, event: Event) -> list[tuple[StreamCopy, str]] | None:
+        """Act on one event. Returns the copies that are over a memory bound, with the bound's name; None for none."""
+        for relay in self._relays:
+            relay.time_ns = event.time_ns
+        if isinstance(event, StreamData):
+            if event.direction == CLIENT_TO_SERVER:
+                return self._pass_on(event)
+            for copy in self._framed_copies(event.flow):
+                copy.answer(event.data)
+        elif isinstance(event, FlowOpened):
+            if self._is_ignored(event.flow):
+                # What this batch brought of it comes all the same.
+                event.flow.context = _IGNORED
+                self.reassembler.ignore(event.flow)
+        elif isinstance(event, StreamEnded):
+            if event.direction == CLIENT_TO_SERVER:
+                self._end_stream(event.flow)
+            for copy in self._framed_copies(event.flow):
+                copy.end(event.direction)
+        elif isinstance(event, FlowClosed):
+            self._close_stream(event.flow, event.reason)
+        elif isinstance(event, StreamGap):
+            if event.direction == CLIENT_TO_SERVER:
+                stream = event.flow.context or self._open_stream(event.flow)
+                if stream is not _IGNORED:
+                    stream.gap(event.length)
+            else:
+                for copy in self._framed_copies(event.flow):
+                    copy.answer_gap(event.length)
+        return None
+
+    def _pass_on(self, event: StreamData) -> list[tuple[StreamCopy, str]] | None:
+        """The client's next bytes."""
+        stream = event.flow.context or self._open_stream(event.flow)
+        if stream is _IGNORED:
+            return None
+        data = event.data if event.run is None else event.run
+        self._received_bytes += len(data)
+        # How late a file's packets are says nothing.
+        if not self._can_wait:
+            self._pump.captured_ns = event.since_ns
+        full: list[tuple[StreamCopy, str]] | None = stream.write(data)
+        return full
 
     def _is_ignored(self, flow: Flow) -> bool:
         # Ports first: the text of an address costs more than all the rest here.

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-pytest.register_assert_rewrite("tests.support.accounts", "tests.support.command", "tests.support.servers")
-
-from tests.support import netns  # noqa: E402  (after its helpers are registered)
+from tests.support import netns
 
 MACHINES = {"machineB": "10.77.2.2", "machineC": "10.77.2.3", "machineD": "10.77.2.4"}
 PROGRAMS = ("curl", "ip", "iptables", "nginx", "prlimit", "setpriv", "tcpdump")

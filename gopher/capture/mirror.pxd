@@ -1,0 +1,34 @@
+# Makes an extension type of Mirror, whose `_act` every event goes through.
+
+from libc.stdint cimport int64_t
+
+from gopher._fastpath cimport Flow, FlowClosed, FlowOpened, Reassembler, StreamData, StreamEnded, StreamGap
+from gopher._pump cimport Pump
+from gopher.upstreams.stream cimport MirroredStream
+
+
+cdef class Mirror:
+    cdef dict __dict__                  # what is not touched for each event
+    cdef readonly Reassembler reassembler
+    cdef Pump _pump
+    cdef bint _can_wait
+    cdef list _relays
+    cdef bint _framed
+    cdef frozenset _own_ports
+    cdef object _governor
+    cdef set _open
+    cdef int64_t _received_bytes
+    cdef int64_t _streams
+    cdef int64_t _not_joined
+    cdef int64_t _joined
+    cdef int64_t _sampled_out
+    cdef int64_t _own_seen
+
+    cdef list _act(self, event)
+    cdef list _pass_on(self, StreamData event)
+    cdef bint _is_ignored(self, Flow flow)
+    cdef _open_stream(self, Flow flow)
+    cdef list _framed_copies(self, Flow flow)
+    cdef _end_stream(self, Flow flow)
+    cdef _close_stream(self, Flow flow, str reason)
+    cdef _retire(self, MirroredStream stream)
