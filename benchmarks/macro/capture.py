@@ -211,11 +211,11 @@ def figures(options, rounds: list[dict]) -> list[dict]:
     of = {key: [r["gopher"][key] for r in rounds] for key in rounds[0]["gopher"]}
     bar = options.bar if options.bar or options.rate or options.upstreams > 1 else 1.2
     name = f"CPU per request and upstream / floor ({where})"
-    lines = [harness.figure(name, "ratio", [r["ratio"] for r in rounds], None if options.cold else bar)]
+    lines = [harness.figure(name, "ratio", [r["ratio"] for r in rounds], bar)]
     if options.cold:
         lines += [
             harness.figure(
-                f"{name}, which also reads its bytes from memory", "ratio", [r["cold_ratio"] for r in rounds], bar
+                f"{name}, which also reads its bytes from memory", "ratio", [r["cold_ratio"] for r in rounds]
             ),
             harness.figure("this floor's CPU per request", "us", [r["cold_floor_us"] for r in rounds]),
         ]
