@@ -83,4 +83,6 @@ class Log:
 
 
 def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    # In one piece, as `print` would not: several mirrors share this stderr, and their lines must not mix.
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
