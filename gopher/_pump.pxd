@@ -19,7 +19,7 @@ cdef class Budget:
 
 cdef class Ledger:
     cdef readonly Budget total          # shared by all upstreams
-    cdef readonly int64_t limit         # bytes of memory for this upstream's queues
+    cdef public int64_t limit           # bytes of memory for this upstream's queues
     cdef readonly int64_t connection_limit  # queued bytes for one connection
     cdef readonly int64_t queued        # bytes of memory that its queues take now
     cdef readonly int open              # connections with a descriptor

@@ -25,14 +25,13 @@ class Budget:
 class Ledger:
     """The byte account of one upstream and the bounds it lives in."""
 
+    limit: int
     captured: int
     delivered: int
     pending: int
     def __init__(self, total: Budget, limit: int, connection_limit: int) -> None: ...
     @property
     def total(self) -> Budget: ...
-    @property
-    def limit(self) -> int: ...
     @property
     def connection_limit(self) -> int: ...
     @property

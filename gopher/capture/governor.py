@@ -36,7 +36,7 @@ class Places:
     FEW: Final = 16
 
     def __init__(self, sample_ratio: float) -> None:
-        self._sample_ratio = sample_ratio
+        self.sample_ratio = sample_ratio
         self._addresses: set[str] = set()
 
     def place(self, flow: Flow) -> float:
@@ -45,7 +45,7 @@ class Places:
         if len(self._addresses) < self.FEW:
             self._addresses.add(address)
             return place_of(f"{address} {port}")
-        return place_of(address) / self._sample_ratio
+        return place_of(address) / self.sample_ratio
 
 
 class CpuGovernor:

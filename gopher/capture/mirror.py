@@ -221,6 +221,7 @@ class Mirror:
         now_s = trio.current_time() - self._started_s
         change = self._roster.change(config.mirror.upstreams, addresses, config.mirror, now_s)
         self.config = config
+        self._places.sample_ratio = config.mirror.sample_ratio
         for upstream in change.removed:
             for stream in self._open:
                 stream.leave(upstream, "removed")

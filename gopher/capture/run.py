@@ -58,7 +58,10 @@ BUSY_BYTES: Final = 1 << 16
 INDEX_RECORD_BYTES: Final = 16
 # What a reload changes; everything else needs a restart.
 RELOADED: Final = frozenset(
-    {"upstreams", "linger_s", "connect_timeout_s", "max_connections", "sample_ratio", "drain_s", "verbosity", "beside"}
+    {
+        *("upstreams", "linger_s", "connect_timeout_s", "max_connections", "upstream_memory_bytes", "lowered"),
+        *("sample_ratio", "drain_s", "verbosity", "beside"),
+    }
 )
 # Beside one descriptor for each mirrored connection and upstream.
 SPARE_DESCRIPTORS: Final = 256
@@ -392,11 +395,16 @@ class CaptureRun:
         """See `Control.reload_soon`."""
         self._manager.reloading()
         try:
-            config, restart = reloaded(self._config, _at_captured_ports(wanted, self._config.source.ports), RELOADED)
+            wanted = _at_captured_ports(wanted, self._config.source.ports)
+            if isinstance(wanted, CaptureConfig):
+                # As what runs was made: else --max-memory would not hold, or its bounds seem to differ.
+                wanted = within_memory(wanted)
+            config, restart = reloaded(self._config, wanted, RELOADED)
             addresses, own = await _resolve(config)
             async with self._turn:
                 change = self._mirror.reload(config, addresses, own)
             self._config = self._console.config = config
+            self._console.log.quiet = config.verbosity < 0
             _allow_descriptors(config)
             return summary(len(config.mirror.upstreams), *change.names), restart
         finally:

@@ -26,7 +26,8 @@ class Status(Generic[ReportT]):
 
     Args:
         log: where lines go.
-        live: a live view is wanted. It needs a terminal and a log for people; else there are lines instead.
+        live: a live view is wanted. It needs a terminal for this mirror alone, and a log for people; else there are
+            lines instead.
         interval_s: a line this often; None for none, or with `live` for `INTERVAL_S`.
         snapshot: the report as of now.
         view: the lines of the live view, of an earlier report and the latest one, by width and height.
@@ -53,7 +54,7 @@ class Status(Generic[ReportT]):
 
     async def run(self) -> None:
         """Show until cancelled, or not at all. Checkpoint: always."""
-        if self._live and self._log.format == "text" and not self._log.quiet:
+        if self._live and self._log.format == "text" and not self._log.quiet and not self._log.name:
             # Only here: who does not ask for a live view need not have its library in memory.
             from gopher.observe.screen import Screen, has_terminal, show
 

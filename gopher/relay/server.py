@@ -312,6 +312,7 @@ class _Run:
             if first != before:
                 added, removed = [first.name, *added], [before.name, *removed]
             self._config = config
+            self._log.quiet = config.verbosity < 0
             _allow_descriptors(config)
             self._warn()
             return summary(len(config.upstreams), added, removed), restart

@@ -1,5 +1,6 @@
 # Makes an extension type of MirroredStream, which is touched for every run of bytes and every connection.
 
+from gopher._pump cimport Budget
 from gopher.http.framing cimport RequestFramer
 
 
@@ -13,6 +14,7 @@ cdef class MirroredStream:
     cdef str _joining
     cdef bint _shed
     cdef bytes _held
+    cdef Budget _memory
 
     cpdef list write(self, data)
     cdef _join(self, bytes data, str reason)

@@ -28,7 +28,7 @@ HEAD_LIMIT_BYTES: Final = 65_536
 class MirroredStream:
     """The client's direction of one captured flow, on its way to all upstreams."""
 
-    __slots__ = ("_held", "_joining", "_shed", "copies", "framed", "joined", "midway", "place", "requests")
+    __slots__ = ("_held", "_joining", "_memory", "_shed", "copies", "framed", "joined", "midway", "place", "requests")
 
     def __init__(self, copies: list[StreamCopy], *, midway: bool, place: float = 0.0) -> None:
         self.copies = copies
@@ -42,6 +42,8 @@ class MirroredStream:
         """Whether the connection was open before the capture."""
         self.joined = not midway
         """Whether any byte was passed on."""
+        self._memory: Budget = copies[0].upstream.ledger.total
+        """Which what is held counts as: of all upstreams, whoever of them leaves."""
         self.requests = RequestFramer()
         self._joining = "joined" if midway else None
         """Why the next request line is being looked for; None while bytes pass."""
@@ -92,10 +94,6 @@ class MirroredStream:
         self._skip(reason, keep_from)
         self._hold(held[keep_from:])
         return b""
-
-    @property
-    def _memory(self) -> Budget:
-        return self.copies[0].upstream.ledger.total
 
     def _hold(self, data: bytes) -> None:
         self._memory.charge(len(data) - len(self._held))
@@ -200,8 +198,9 @@ class ShedStreams:
     def write(self, data: bytes | ByteRun) -> None:
         """The next bytes of one of them."""
         for upstream in self._upstreams:
-            upstream.ledger.captured += len(data)
-            upstream.ledger.add_shed(self._reason, len(data))
+            if upstream.removed_s is None:
+                upstream.ledger.captured += len(data)
+                upstream.ledger.add_shed(self._reason, len(data))
 
     def gap(self, length: int) -> None:
         """Bytes that were not captured are in no account."""

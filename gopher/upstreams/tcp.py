@@ -272,6 +272,7 @@ class TcpUpstream(Upstream):
 
     def reload(self, limits: MirrorConfig, addresses: list[Address]) -> None:
         """See `Upstream.reload`. Behind a connection with a longer time-out, one with a shorter waits for it."""
+        self.bound(limits)
         self._connect_timeout_s = limits.connect_timeout_s
         self._linger_s = limits.linger_s
         if [address.sockaddr for address in addresses] != [address.sockaddr for address in self.addresses]:

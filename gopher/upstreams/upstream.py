@@ -298,6 +298,11 @@ class Upstream:
         """What this upstream gets of a flow that begins; see `StreamCopy`."""
         return StreamCopy(self, "", flow.server_port)
 
+    def bound(self, limits: MirrorConfig) -> None:
+        """Keep these bounds from now on. What its open connections have queued stays."""
+        self._limits = limits
+        self.ledger.limit = limits.upstream_memory_bytes
+
     def refusal(self) -> str | None:
         """Why no connection may be opened now; None if one may."""
         if self.ledger.open >= self._limits.max_connections:

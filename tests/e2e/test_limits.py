@@ -1,5 +1,7 @@
 """The limits that protect the host: they are kept, and what is over them is shed as a whole and counted."""
 
+import json
+import signal
 import subprocess
 import sys
 import time
@@ -216,3 +218,28 @@ def test_ring_without_room_is_one_sentence(host):
     assert done.stderr == (
         "gopher: error: --max-memory has no room for a --ring of 64M\n  hint: with that ring it needs at least 154M\n"
     )
+
+
+def test_memory_bound_holds_over_a_reload(host, tmp_path):
+    path = tmp_path / "gopher.toml"
+
+    def write(**more):
+        settings = {"mode": "capture", "port": 80, "interface": "lo", "max-memory": "96M", **more}
+        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+
+    write(upstream=["127.0.0.2:3280"])
+    with (
+        RecordingSink(PRODUCTION, namespace=host),
+        RecordingSink(("127.0.0.2", 3280), "mute", namespace=host),
+        GopherProcess("--config", str(path), "--drain=0.2", namespace=host) as gopher,
+        ExitStack() as stack,
+    ):
+        # A second upstream takes its share of what there is room for; that is no other setting.
+        write(upstream=["127.0.0.2:3280", "127.0.0.3:9"])
+        gopher.signal(signal.SIGHUP)
+        gopher.wait_stderr(lambda line: "added 127.0.0.3:9" in line)
+        for number in range(1000):
+            exchange(stack.enter_context(host.connect(PRODUCTION)), get(number))
+        report = gopher.stop()
+    assert "restart" not in gopher.stderr
+    assert "max_memory" in report["upstreams"][0]["connections"]["shed_by_reason"]

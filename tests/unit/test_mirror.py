@@ -108,6 +108,26 @@ def test_stream_that_is_shed_is_shed_as_a_whole_with_all_that_comes(tmp_path: Pa
     assert account.connections.pending == 0
 
 
+def test_stream_that_all_upstreams_have_left_is_read_on(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, midway=True)
+    stage.stream.write(b"GET / HT")
+    stage.stream.leave(stage.upstream, "removed")
+    stage.stream.write(b"TP/1.1\r\n\r\n" + REQUEST)
+    stage.stream.finish()
+    assert stage.parts() == []
+    assert stage.upstream.ledger.total.used == 0
+
+
+def test_upstream_that_was_removed_is_not_told_of_what_is_shed_any_more(tmp_path: Path) -> None:
+    upstream = Stage(tmp_path).upstream
+    streams = ShedStreams("cpu_limit", [upstream])
+    streams.begin()
+    streams.write(REQUEST)
+    upstream.removed_s = 1.0
+    streams.write(REQUEST)
+    assert upstream.account().captured_bytes == len(REQUEST)
+
+
 def test_stream_that_is_joined_midway_is_shed_with_what_it_held(tmp_path: Path) -> None:
     stage = Stage(tmp_path, midway=True)
     stage.stream.write(b"GET / HT")
