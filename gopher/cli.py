@@ -15,18 +15,14 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util
-import ipaddress
-import math
 import os
-import re
 import sys
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
 
-from gopher import __version__
+from gopher import __version__, values
 from gopher.config import (
-    MAX_WORKERS,
     MIB,
     MINIMUM_MEMORY_BYTES,
     CaptureConfig,
@@ -54,7 +50,6 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
-    from gopher.config import Scheme
     from gopher.plan import MirrorPlan, Scope
 
 __all__ = ["main", "parse", "read_plan"]
@@ -124,9 +119,6 @@ _PLACEHOLDER_PORTS: Final = (80,)
 _PLACEHOLDER_UPSTREAMS: Final = (UpstreamConfig(name="missing", host="missing"),)
 # What setup.py leaves out elsewhere than on Linux.
 _LINUX_ONLY: Final = ("gopher._pump", "gopher.relay._tunnel")
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": MIB, "g": 1 << 30}
-# Thirty years: as nanoseconds still a 64-bit number.
-_MAX_SECONDS: Final = 1e9
 # set_buffer_size() of libpcap takes a C int; the kernel's ring is made of 256 KiB blocks, and one is no ring.
 _RING_MIN_BYTES: Final = 512 << 10
 _RING_MAX_BYTES: Final = 2047 * MIB
@@ -173,7 +165,7 @@ def _read_text(path: str, what: str) -> str:
     except OSError as error:
         raise ConfigError(f"the {what} {path} cannot be read: {error.strerror}") from error
     if len(data) > LIMIT_BYTES:
-        raise ConfigError(f"{path} is too long for a {what}: more than {_plain(LIMIT_BYTES)}")
+        raise ConfigError(f"{path} is too long for a {what}: more than {values.plain_size(LIMIT_BYTES)}")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -233,9 +225,9 @@ def _capture(scope: Scope, given: dict[str, dict[str, Any]]) -> CaptureConfig:
 
 def _relay(scope: Scope, given: dict[str, dict[str, Any]]) -> RelayConfig:
     settings = given["relay"]
-    for stage, values in given.items():
+    for stage, found in given.items():
         if stage != "relay":
-            settings |= {name: values[name] for name in values if f"{stage}.{name}" in SHARED}
+            settings |= {name: found[name] for name in found if f"{stage}.{name}" in SHARED}
     if not settings.get("ports"):
         scope.missing("source.ports", "the port to listen on", "-p/--port", example=RELAY_EXAMPLE)
     if not settings.get("upstreams"):
@@ -275,7 +267,7 @@ def _rules_of(path: str) -> list[str]:
 def _upstreams(scope: Scope, ports: tuple[int, ...]) -> tuple[UpstreamConfig, ...]:
     to = "mirror.upstreams"
     texts = scope.given[to].value if to in scope.given else ()
-    found = [scope.attempt(to, partial(_upstream, text, ports)) for text in texts]
+    found = [scope.attempt(to, partial(values.to_upstream, text, ports)) for text in texts]
     return tuple(upstream for upstream in found if upstream is not None) or _PLACEHOLDER_UPSTREAMS
 
 
@@ -401,13 +393,13 @@ def _parser() -> argparse.ArgumentParser:
     mode = required.add_mutually_exclusive_group()
     mode.add_argument("-c", dest="mode", action="store_const", const="capture", help="the same as --mode=capture")
     mode.add_argument("-r", dest="mode", action="store_const", const="relay", help="the same as --mode=relay")
-    mode.add_argument("--mode", type=_one_of("capture", "relay"), metavar="MODE", help="capture or relay")
+    mode.add_argument("--mode", type=values.to_one_of("capture", "relay"), metavar="MODE", help="capture or relay")
     _add(
         required,
         *("-p", "--port"),
         to="source.ports",
         action="append",
-        type=_ports,
+        type=values.to_ports,
         metavar="PORT[,PORT...]",
         help="the server's TCP port, or the relay's own; repeat it, or list several with commas",
     )
@@ -428,7 +420,7 @@ def _parser() -> argparse.ArgumentParser:
         source,
         "--speed",
         to="source.speed",
-        type=_speed,
+        type=values.to_speed,
         metavar="FACTOR",
         help="for --read: 1.0 keeps the timing, 2.0 is twice as fast, max is as fast as the upstreams take it",
     )
@@ -446,7 +438,7 @@ def _parser() -> argparse.ArgumentParser:
         source,
         "--sample",
         to="mirror.sample_ratio",
-        type=_ratio,
+        type=values.to_ratio,
         metavar="SHARE",
         help="mirror only this share of the client addresses, each as a whole: 10%% or 0.1",
     )
@@ -454,7 +446,7 @@ def _parser() -> argparse.ArgumentParser:
         source,
         "--ring",
         to="source.ring_bytes",
-        type=_size(minimum=_RING_MIN_BYTES, maximum=_RING_MAX_BYTES),
+        type=values.to_size(minimum=_RING_MIN_BYTES, maximum=_RING_MAX_BYTES),
         metavar="SIZE",
         help="the kernel's ring: what it can hold while gopher is busy (default: 0.75 s, at least 64M; with"
         " --low-latency 188M)",
@@ -473,7 +465,7 @@ def _parser() -> argparse.ArgumentParser:
         streams,
         "--gap-timeout",
         to="reassembly.gap_timeout_s",
-        type=_seconds(positive=True),
+        type=values.to_seconds(positive=True),
         metavar="SECONDS",
         help="how long to wait for a packet that the capture may have missed",
     )
@@ -482,7 +474,7 @@ def _parser() -> argparse.ArgumentParser:
         streams,
         "--overlap",
         to="reassembly.overlap",
-        type=_one_of(*policies),
+        type=values.to_one_of(*policies),
         metavar="POLICY",
         help=f"whose rules decide when the same bytes come twice and differ: {', '.join(policies)}",
     )
@@ -501,13 +493,18 @@ def _parser() -> argparse.ArgumentParser:
         ("--connect-timeout", "connect_timeout_s", "how long an upstream may take to accept a connection", True),
     ):
         _add(
-            upstream, option, to=f"mirror.{field}", type=_seconds(positive=positive), metavar="SECONDS", help=help_text
+            upstream,
+            option,
+            to=f"mirror.{field}",
+            type=values.to_seconds(positive=positive),
+            metavar="SECONDS",
+            help=help_text,
         )
     _add(
         upstream,
         "--max-connections",
         to="mirror.max_connections",
-        type=_count,
+        type=values.to_count,
         metavar="NUMBER",
         help="connections at once: one more is shed, or waits for the relay",
     )
@@ -520,7 +517,7 @@ def _parser() -> argparse.ArgumentParser:
             upstream,
             option,
             to=f"mirror.{field}",
-            type=_size(minimum=1),
+            type=values.to_size(minimum=1),
             metavar="SIZE",
             help=f"bytes that may be queued {help_text}; past it, connections are shed",
         )
@@ -529,7 +526,7 @@ def _parser() -> argparse.ArgumentParser:
         upstream,
         "--max-rate",
         to="mirror.max_bytes_per_s",
-        type=_size(minimum=1),
+        type=values.to_size(minimum=1),
         metavar="SIZE",
         help="bytes per second for each upstream, like 10M; past it, connections are shed as a whole",
     )
@@ -537,19 +534,26 @@ def _parser() -> argparse.ArgumentParser:
         upstream,
         "--max-connection-rate",
         to="mirror.max_connections_per_s",
-        type=_count,
+        type=values.to_count,
         metavar="NUMBER",
         help="connections per second for each upstream; those beyond are shed",
     )
 
     relay = parser.add_argument_group("relay mode")
-    _add(relay, "--listen", to="relay.listen_host", type=_address, metavar="ADDRESS", help="listen on this one only")
+    _add(
+        relay,
+        "--listen",
+        to="relay.listen_host",
+        type=values.to_address,
+        metavar="ADDRESS",
+        help="listen on this one only",
+    )
     _add(
         relay,
         "--link-from",
         to="relay.link_from",
         action="append",
-        type=_network,
+        type=values.to_network,
         metavar="NETWORK",
         help="who may send a PROXY protocol header, like 10.0.0.0/8; repeat it for several; without it, everyone",
     )
@@ -557,7 +561,7 @@ def _parser() -> argparse.ArgumentParser:
         relay,
         "--idle-timeout",
         to="relay.idle_timeout_s",
-        type=_seconds(positive=True),
+        type=values.to_seconds(positive=True),
         metavar="SECONDS",
         help="how long nothing may move on a connection",
     )
@@ -565,7 +569,7 @@ def _parser() -> argparse.ArgumentParser:
         relay,
         "--proxy-protocol",
         to="relay.proxy_protocol",
-        type=_one_of("v1", "v2"),
+        type=values.to_one_of("v1", "v2"),
         metavar="VERSION",
         help="tell the upstream who the client is by a PROXY protocol header: v1 or v2",
     )
@@ -579,7 +583,7 @@ def _parser() -> argparse.ArgumentParser:
         relay,
         "--tls-name",
         to="tls.server_name",
-        type=_host,
+        type=values.to_host,
         metavar="NAME",
         help="for tls://: the server's name, where its certificate is not for the host of the upstream",
     )
@@ -591,12 +595,21 @@ def _parser() -> argparse.ArgumentParser:
         to="relay.forwarded",
         nargs="?",
         const="x-forwarded-for",
-        type=_one_of(*headers),
+        type=values.to_one_of(*headers),
         metavar="HEADER",
         help=f"append the client to a header: {', '.join(headers)}; without HEADER, the first",
     )
-    _add(relay, "--host", to="relay.host", type=_field_value, metavar="NAME", help="say this in the Host header")
-    _add(relay, "--marker", to="relay.marker", type=_marker, metavar="NAME:VALUE", help="add this header to requests")
+    _add(
+        relay, "--host", to="relay.host", type=values.to_field_value, metavar="NAME", help="say this in the Host header"
+    )
+    _add(
+        relay,
+        "--marker",
+        to="relay.marker",
+        type=values.to_marker,
+        metavar="NAME:VALUE",
+        help="add this header to requests",
+    )
     _add(
         relay,
         "--pipeline",
@@ -625,7 +638,7 @@ def _parser() -> argparse.ArgumentParser:
         relay,
         "--couple-wait",
         to="relay.couple_wait_s",
-        type=_seconds(positive=False),
+        type=values.to_seconds(positive=False),
         metavar="SECONDS",
         help="how long a request may wait for the shadow's counterpart of a value",
     )
@@ -633,7 +646,7 @@ def _parser() -> argparse.ArgumentParser:
         relay,
         "--couple-policy",
         to="relay.couple_policy",
-        type=_one_of("send", "drop"),
+        type=values.to_one_of("send", "drop"),
         metavar="POLICY",
         help="what becomes of a request that waited in vain: send or drop",
     )
@@ -649,7 +662,7 @@ def _parser() -> argparse.ArgumentParser:
         relay,
         "--script-timeout",
         to="relay.script_timeout_s",
-        type=_seconds(positive=True),
+        type=values.to_seconds(positive=True),
         metavar="SECONDS",
         help="how long a function of a script may take",
     )
@@ -663,7 +676,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         "--duration",
         to="run.duration_s",
-        type=_seconds(positive=True),
+        type=values.to_seconds(positive=True),
         metavar="SECONDS",
         help="stop taking in after this long; without it, at SIGTERM, SIGINT or the end of the file",
     )
@@ -671,7 +684,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         "--drain",
         to="run.drain_s",
-        type=_seconds(positive=False),
+        type=values.to_seconds(positive=False),
         metavar="SECONDS",
         help="then go on delivering what is pending for at most this long",
     )
@@ -679,7 +692,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         "--max-memory",
         to="run.max_memory_bytes",
-        type=_size(minimum=MINIMUM_MEMORY_BYTES),
+        type=values.to_size(minimum=MINIMUM_MEMORY_BYTES),
         metavar="SIZE",
         help="all that gopher may have resident, the ring included; past it, connections are shed",
     )
@@ -687,7 +700,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         "--cpu-limit",
         to="mirror.cpu_limit",
-        type=_percent,
+        type=values.to_percent,
         metavar="PERCENT",
         help="of one core, like 50%%; past it, gopher sheds connections; for devices only",
     )
@@ -695,7 +708,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         "--workers",
         to="run.workers",
-        type=_workers,
+        type=values.to_workers,
         metavar="NUMBER",
         help="capture mode: processes that share the connections; auto is one for every two cores",
     )
@@ -704,7 +717,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         "--metrics",
         to="run.metrics_address",
-        type=_endpoint,
+        type=values.to_endpoint,
         metavar="ADDRESS:PORT",
         help="serve /metrics for Prometheus, /healthz and /report.json there, like 127.0.0.1:9464",
     )
@@ -712,7 +725,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         "--user",
         to="run.user",
-        type=_user,
+        type=values.to_user,
         metavar="NAME[:GROUP]",
         help="become this user, without any rights left, when everything that needs rights is open",
     )
@@ -720,7 +733,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         "--stats-interval",
         to="run.stats_interval_s",
-        type=_seconds(positive=True),
+        type=values.to_seconds(positive=True),
         metavar="SECONDS",
         help="print a status line this often",
     )
@@ -735,7 +748,7 @@ def _parser() -> argparse.ArgumentParser:
         run,
         "--log-format",
         to="run.log_format",
-        type=_one_of(*get_args(LogFormat)),
+        type=values.to_one_of(*get_args(LogFormat)),
         metavar="FORMAT",
         help="of what goes to stderr: text, or json for one object a line",
     )
@@ -789,224 +802,3 @@ def _unknown_argument(argument: str) -> ConfigError:
     nearest = difflib.get_close_matches(option, options, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else "gopher --help lists the options"
     return ConfigError(f"unknown option {option}", hint=hint)
-
-
-def _upstream(text: str, captured_ports: tuple[int, ...]) -> UpstreamConfig:
-    if text.startswith("dir:"):
-        path = text.removeprefix("dir:")
-        if not path:
-            raise _bad_upstream(text, "the directory is missing: dir:PATH")
-        return UpstreamConfig(name=text, scheme="dir", path=path)
-    scheme, separator, address = text.partition("://")
-    if not separator:
-        scheme, address = "tcp", text
-    elif scheme not in ("tcp", "tls", "relay"):
-        raise _bad_upstream(text, f"{scheme}:// is not a kind of upstream")
-
-    # [v6], or whatever has no colon; then perhaps a port.
-    match = re.fullmatch(r"(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[^:]*))?", address)
-    if match is None:
-        if _is_ipv6(address):
-            raise _bad_upstream(text, f"an IPv6 address goes into brackets: [{address}]:PORT")
-        raise _bad_upstream(text, "it is not HOST[:PORT]")
-    host = match["v6"] if match["v6"] is not None else match["host"]
-    if match["v6"] is not None and not _is_ipv6(host):
-        raise _bad_upstream(text, f"{host!r} is not an IPv6 address")
-    if match["v6"] is None and not _is_host(host):
-        raise _bad_upstream(text, f"{host!r} is not a host name or an IPv4 address")
-    if match["port"] is not None:
-        try:
-            port = _port(match["port"])
-        except argparse.ArgumentTypeError as error:
-            raise _bad_upstream(text, str(error)) from error
-    else:
-        port = 443 if scheme == "tls" else captured_ports[0] if len(captured_ports) == 1 else 0
-    return UpstreamConfig(
-        name=text,
-        scheme=cast("Scheme", scheme),
-        host=host,
-        port=port,
-        captured_port=match["port"] is None and scheme != "tls",
-    )
-
-
-def _bad_upstream(text: str, reason: str) -> ConfigError:
-    return ConfigError(
-        f"{text!r}: {reason}",
-        hint="accepted: HOST[:PORT], [IPv6]:PORT, tcp://HOST:PORT, tls://HOST:PORT, relay://HOST:PORT, dir:PATH",
-    )
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_host(text: str) -> bool:
-    if re.fullmatch(r"[0-9.]+", text):
-        try:
-            ipaddress.IPv4Address(text)
-        except ValueError:
-            return False
-        return True
-    # The encoding checks the lengths of the labels: name resolution raises UnicodeError for what it refuses.
-    try:
-        text.encode("idna")
-    except UnicodeError:
-        return False
-    return re.fullmatch(r"[\w.-]+", text) is not None
-
-
-def _host(text: str) -> str:
-    if not (_is_host(text) or _is_ipv6(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a host name or an address")
-    return text
-
-
-def _port(text: str) -> int:
-    port = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else 0
-    if not 1 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535")
-    return port
-
-
-def _ports(text: str) -> list[int]:
-    return [_port(part.strip()) for part in text.split(",")]
-
-
-def _one_of(*accepted: str) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        if text not in accepted:
-            nearest = difflib.get_close_matches(text, accepted, n=1)
-            question = f" (did you mean {nearest[0]}?)" if nearest else ""
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(accepted)}{question}")
-        return text
-
-    return convert
-
-
-def _number(text: str) -> float:
-    """NaN for whatever is no finite number, so that every comparison refuses it."""
-    try:
-        number = float(text)
-    except ValueError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
-
-
-def _seconds(*, positive: bool) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        seconds = _number(text)
-        if not (0 <= seconds <= _MAX_SECONDS) or (positive and seconds == 0):
-            least = "above 0" if positive else "0 or more"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a time: seconds, {least}, like 2.5")
-        return seconds
-
-    return convert
-
-
-def _address(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an address, like 127.0.0.1 or ::1") from error
-
-
-def _endpoint(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    try:
-        # Brackets are what tells an IPv6 address from its port.
-        if (":" in host) != (host.startswith("[") and host.endswith("]")):
-            raise argparse.ArgumentTypeError("brackets")
-        return _address(host), _port(port)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not an address and a port, like 127.0.0.1:9464 or [::1]:9464"
-        ) from error
-
-
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a network, like 10.0.0.0/8 or ::1") from error
-
-
-def _user(text: str) -> str:
-    if re.fullmatch(r"[^:]+(?::[^:]+)?", text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME:GROUP")
-    return text
-
-
-def _field_value(text: str) -> str:
-    if not text or text != text.strip() or not text.isascii() or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be the value of a header")
-    return text
-
-
-def _marker(text: str) -> str:
-    name, colon, value = text.partition(":")
-    if not colon or re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a header, like X-Mirrored:1")
-    return f"{name}: {_field_value(value.strip())}"
-
-
-def _speed(text: str) -> float | None:
-    if text == "max":
-        return None
-    speed = _number(text)
-    if not speed > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a speed: a number above 0, like 2.0, or max")
-    return speed
-
-
-def _ratio(text: str) -> float:
-    ratio = _number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    if not 0 < ratio <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share: above 0% and at most 100%, like 10% or 0.1")
-    return ratio
-
-
-def _percent(text: str) -> float:
-    percent = _number(text.removesuffix("%"))
-    if not 1 <= percent <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part of one core: 1% to 100%")
-    return percent / 100
-
-
-def _workers(text: str) -> int | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    if re.fullmatch(r"[0-9]{1,3}", text) is None or not 1 <= int(text) <= MAX_WORKERS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers: 1 to {MAX_WORKERS}, or auto")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if re.fullmatch(r"0*[1-9][0-9]{0,8}", text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of connections: 1 to 999999999")
-    return int(text)
-
-
-def _size(*, minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([kmg]?)(?:i?b)?", text, re.IGNORECASE | re.ASCII)
-        if match is None:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a size: bytes, or a number with k, M or G, like 64M")
-        size = int(float(match[1]) * _UNITS[match[2].lower()])
-        if size < minimum or (maximum is not None and size > maximum):
-            limits = f"at least {_plain(minimum)}" + (f" and at most {_plain(maximum)}" if maximum else "")
-            raise argparse.ArgumentTypeError(f"{text!r} is out of range: {limits}")
-        return size
-
-    return convert
-
-
-def _plain(size: int) -> str:
-    for unit in ("g", "m", "k"):
-        if size % _UNITS[unit] == 0:
-            return f"{size // _UNITS[unit]}{unit.replace('m', 'M').replace('g', 'G')}"
-    return f"{size} bytes"
