@@ -1,5 +1,6 @@
 """The manual page and the completions: whether they say all, and whether those who read them understand them."""
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ import pytest
 from gopher.cli import _parser
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = [option for action in _parser()._actions for option in action.option_strings]
+# --no-KEY takes back what the configuration file sets: told once for all, and listed nowhere.
+SHOWN = [action for action in _parser()._actions if action.help is not argparse.SUPPRESS]
+OPTIONS = [option for action in SHOWN for option in action.option_strings]
 
 pytestmark = pytest.mark.package
 

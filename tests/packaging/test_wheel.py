@@ -115,7 +115,9 @@ def test_only_linux_only_extensions_need_what_only_linux_has(wheel, tmp_path):
     finally:
         sys.path.pop(0)
     everywhere = check_wheels.expected(linux=False)[1]
-    assert needing == check_wheels.expected(linux=True)[1] - everywhere
+    # Others are left out with them, because they stand on them.
+    assert needing
+    assert needing <= check_wheels.expected(linux=True)[1] - everywhere
 
 
 def test_wheel_works_in_a_clean_environment(clean):
