@@ -38,14 +38,14 @@ _PR_SET_PDEATHSIG: Final = 1
 _PID: Final = struct.Struct("=i")
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel send SIGTERM when the process `parent`, which started this one, is gone.
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel send this signal when the process `parent`, which started this one, is gone.
 
     The kernel forgets it when the process changes its user or its capabilities: then it has to be called again.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
 
 @dataclass(slots=True)

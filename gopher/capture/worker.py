@@ -33,6 +33,7 @@ from gopher.errors import GopherError, leaves_of
 from gopher.notify import ServiceManager
 from gopher.observe.summing import LastFigures, to_wire
 from gopher.privileges import drop_rights, find_user, prepare
+from gopher.supervisor import die_with_parent
 
 if TYPE_CHECKING:
     from gopher.capture.source import PacketSource
@@ -49,7 +50,6 @@ TELL_S: Final = 0.5
 TELL_SHARE: Final = 0.01
 
 # <linux/prctl.h>
-_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 
 
@@ -77,7 +77,7 @@ def main(descriptor: int) -> int:
         figures = SharedFigures(descriptors[0], figures_count(setup.config))
         os.close(descriptors[0])
         _prctl(_PR_SET_NAME, f"gopher worker {setup.place}".encode())
-        _die_with(setup.supervisor)
+        die_with_parent(setup.supervisor, signal.SIGKILL)
         channel.setblocking(False)
         try:
             return trio.run(_work, channel, setup, figures)
@@ -98,13 +98,6 @@ def figures_count(config: CaptureConfig) -> int:
     return 1 + len(LastFigures._fields) * len(config.mirror.upstreams)
 
 
-def _die_with(supervisor: int) -> None:
-    """Have the kernel kill this process when its parent dies."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != supervisor:
-        os._exit(1)  # it was faster
-
-
 def _prctl(option: int, argument: Any) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0)
 
@@ -122,7 +115,7 @@ async def _work(channel: socket.socket, setup: Setup, figures: SharedFigures) ->
         # What is opened and made from here on is opened and made with the rights that are left.
         drop_rights(user)
         # The kernel has forgotten whom to die with.
-        _die_with(setup.supervisor)
+        die_with_parent(setup.supervisor, signal.SIGKILL)
         if member:
             member.begin(json.loads(message)["begin"])
         return await _WorkerRun(setup, source, channel, figures).run()
