@@ -40,6 +40,16 @@ def assert_accounts(report: dict[str, Any]) -> None:
         assert set(upstream["shed"]) | set(ends["shed_by_reason"]) <= set(SHED_REASONS), upstream
 
 
+def assert_relay_accounts(report: dict[str, Any]) -> None:
+    """Of a relay that has ended: each connection and each request has ended in one way."""
+    counts = report["connections"]
+    assert counts["accepted"] == counts["finished"] + counts["failed"], report
+    assert counts["open"] == 0, report
+    assert counts["failed"] == sum(report["failed"].values()), report
+    if exchanges := report["exchanges"]:
+        assert exchanges["requests"] == sum(exchanges.values()) - exchanges["requests"], report
+
+
 def _assert_not_negative(node: Any, path: str = "report") -> None:
     if isinstance(node, dict):
         for key, value in node.items():

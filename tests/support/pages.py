@@ -16,8 +16,8 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")])
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
 # What an indented block begins with if it is for a shell. All others are shown output, formats and drawings.
 COMMANDS = (
-    *("curl", "docker", "echo", "gopher", "grep", "ip", "kill", "kubectl", "ln", "make", "mkdir", "nsenter", "pip"),
-    *("python3", "setpriv", "sudo", "tcpdump", "cp", "wait", "/opt/gopher/bin/pip"),
+    *("cp", "curl", "docker", "echo", "gopher", "grep", "install", "ip", "kill", "kubectl", "ln", "make", "mkdir"),
+    *("nsenter", "python3", "setpriv", "tcpdump", "wait", "/opt/gopher/bin/pip"),
 )
 
 

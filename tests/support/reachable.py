@@ -30,7 +30,9 @@ def main(arguments: list[str]) -> None:
     paths = [Path(each) for each in arguments[:separator]]
     hidden = {path: blocker for path in paths if (blocker := _blocker(path)) is not None}
     if hidden:
-        if Path("/proc/self/ns/mnt").readlink() == Path(f"/proc/{os.getppid()}/ns/mnt").readlink():
+        # 0: the parent is out of sight, so there are process ids of its own here, and then mounts, too.
+        parent = os.getppid()
+        if parent and Path("/proc/self/ns/mnt").readlink() == Path(f"/proc/{parent}/ns/mnt").readlink():
             sys.exit("reachable.py would hide directories from everybody: run it by ip netns exec")
         _mount("-t", "tmpfs", "tmpfs", STASH)
     for number, path in enumerate(hidden):

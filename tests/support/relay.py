@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gopher.link import LinkInfo, ProxyHeader, encode_data, encode_fin, encode_header
+from tests.support.accounts import assert_relay_accounts
 from tests.support.clients import receive_exactly
 from tests.support.command import GopherProcess, assert_clean
 from tests.support.netns import Namespace
@@ -71,12 +72,7 @@ class RelayProcess(GopherProcess):
         self._ended()
         assert self.exit_status == status, f"exit status {self.exit_status}:\n{self.stderr}"
         assert_clean(self.stderr)
-        counts = self.report["connections"]
-        assert counts["accepted"] == counts["finished"] + counts["failed"], self.report
-        assert counts["open"] == 0, self.report
-        assert counts["failed"] == sum(self.report["failed"].values()), self.report
-        if exchanges := self.report["exchanges"]:
-            assert exchanges["requests"] == sum(exchanges.values()) - exchanges["requests"], self.report
+        assert_relay_accounts(self.report)
         return self.report
 
 

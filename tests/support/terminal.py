@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -112,9 +113,9 @@ class Terminal:
         while time.monotonic() < deadline and self._read(0.05):
             pass
 
-    def stop(self) -> int:
-        """SIGTERM, and everything up to the end. Returns the exit status."""
-        self._process.terminate()
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """A signal, and everything up to the end. Returns the exit status."""
+        self._process.send_signal(number)
         deadline = time.monotonic() + WAIT_S
         while self._read(0.1):
             assert time.monotonic() < deadline, "it did not end"
