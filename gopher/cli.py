@@ -18,7 +18,6 @@ import importlib.util
 import os
 import sys
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
 
 from gopher import __version__, values
@@ -282,14 +281,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after `--help` and `--version`.
         Exception: a bug, with its traceback.
     """
-    return _guarded(partial(_main, sys.argv[1:] if argv is None else argv))
+    words = sys.argv[1:] if argv is None else argv
+    log = Log(_log_format(words, os.environ))
+    return _guarded(partial(_main, words, log), log)
 
 
-def _main(argv: Sequence[str]) -> int:
+def _main(argv: Sequence[str], log: Log) -> int:
     plan = read_plan(argv, os.environ)
     if plan.check is not None:
         for warning in plan.warnings:
-            print(f"gopher: warning: {warning}", file=sys.stderr)
+            log.warning("settings", warning)
         print(plan.check, end="")
         return 0
     _require_linux()
@@ -297,7 +298,9 @@ def _main(argv: Sequence[str]) -> int:
         return _run(argv, plan, plan.mirrors[0])
     return supervise(
         {mirror.name: mirror for mirror in plan.mirrors},
-        lambda mirror, ready: _guarded(partial(_run, argv, plan, mirror, ready), mirror.name),
+        lambda mirror, ready: _guarded(
+            partial(_run, argv, plan, mirror, ready), Log(mirror.config.log_format, name=mirror.name)
+        ),
         lambda: {mirror.name: mirror for mirror in _reread(argv, several=True)},
     )
 
@@ -332,8 +335,9 @@ def _reread(argv: Sequence[str], *, several: bool) -> tuple[MirrorPlan, ...]:
     return plan.mirrors
 
 
-def _guarded(call: Callable[[], int], mirror: str = "") -> int:
-    """Print what the user has to mend. What is a bug goes on."""
+def _guarded(call: Callable[[], int], log: Log) -> int:
+    """Say what the user has to mend. What is a bug goes on."""
+    log.speak_for_process()
     try:
         return call()
     except BaseException as error:
@@ -342,7 +346,8 @@ def _guarded(call: Callable[[], int], mirror: str = "") -> int:
             raise
         for leaf in leaves:
             if isinstance(leaf, GopherError):
-                return _report_error(leaf, mirror)
+                log.error(str(leaf), leaf.hint, leaf.exit_status)
+                return leaf.exit_status
         return EXIT_INTERRUPTED
     finally:
         try:
@@ -361,12 +366,19 @@ def _require_linux() -> None:
         )
 
 
-def _report_error(error: GopherError, mirror: str) -> int:
-    # The settings may be what is wrong, so they are only looked at.
-    words = [*sys.argv[1:], f"--log-format={os.environ.get('GOPHER_LOG_FORMAT', '')}"]
-    as_json = "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
-    Log("json" if as_json else "text", name=mirror).error(str(error), error.hint, error.exit_status)
-    return error.exit_status
+def _log_format(argv: Sequence[str], environ: Mapping[str, str]) -> LogFormat:
+    """How to say what is wrong. It may be the settings, so they are only looked at."""
+    parser = _Parser(argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
+    parser.add_argument("--log-format")
+    parser.add_argument("--config")
+    said = {"log_format": environ.get("GOPHER_LOG_FORMAT"), "config": environ.get("GOPHER_CONFIG")}
+    with contextlib.suppress(ConfigError):  # what is wrong is said by whoever reads all of it
+        said |= vars(parser.parse_known_args(argv)[0])
+        if not said["log_format"] and said["config"]:
+            file = read_toml(_read_text(said["config"], "configuration file"), said["config"])
+            # Of several mirrors, what is said of all of them takes after the first.
+            said["log_format"] = {**file.values, **dict(*file.mirrors[:1])}.get("log-format")
+    return "json" if said["log_format"] == "json" else "text"
 
 
 class _Parser(argparse.ArgumentParser):

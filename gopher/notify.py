@@ -1,7 +1,7 @@
 """What gopher tells the service manager that started it: ready, reloading, stopping, and that it still turns.
 
 The protocol is one datagram of `NAME=VALUE` lines to the socket that NOTIFY_SOCKET names (sd_notify(3)). Without it all
-of this does nothing. What cannot be said is told once on stderr, and is no reason to end: the manager has time-outs of
+of this does nothing. What cannot be said is told once in the log, and is no reason to end: the manager has time-outs of
 its own.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING, Final
+
+from gopher.observe.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,4 +91,4 @@ class ServiceManager:
             if not self._failed:
                 self._failed = True
                 reason = error.strerror or error
-                print(f"gopher: the service manager cannot be told anything: {reason}", file=sys.stderr, flush=True)
+                Log.of_process.failure("service", f"the service manager cannot be told anything: {reason}")

@@ -17,7 +17,6 @@ import signal
 import socket
 import struct
 import sys
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -134,8 +133,8 @@ class _Supervisor:
             die_with_parent(self._pid)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
             status = self._run(mirror, self._say_ready)
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
         finally:
             # Nothing of the supervisor's may run here: no `finally`, no exit handler.
             with contextlib.suppress(OSError):

@@ -31,6 +31,7 @@ from gopher.capture.source import DeviceSource, open_source
 from gopher.control import Control
 from gopher.errors import GopherError, leaves_of
 from gopher.notify import ServiceManager
+from gopher.observe.log import Log
 from gopher.observe.summing import LastFigures, to_wire
 from gopher.privileges import drop_rights, find_user, prepare
 from gopher.supervisor import die_with_parent
@@ -78,6 +79,7 @@ def main(descriptor: int) -> int:
         os.close(descriptors[0])
         _prctl(_PR_SET_NAME, f"gopher worker {setup.place}".encode())
         die_with_parent(setup.supervisor, signal.SIGKILL)
+        Log(setup.config.log_format, name=setup.config.name).speak_for_process()
         channel.setblocking(False)
         try:
             return trio.run(_work, channel, setup, figures)

@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
+import traceback
+import warnings
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
 __all__ = ["Log", "LogFormat"]
 
@@ -33,6 +37,9 @@ class Log:
     Attributes:
         write: takes one line or several, without the newline at the end; replaced while a live view has the screen.
     """
+
+    of_process: ClassVar[Log]
+    """Of this process, for what has none of its own; see `speak_for_process`."""
 
     def __init__(self, format: LogFormat = "text", *, quiet: bool = False, name: str = "") -> None:
         self.format = format
@@ -64,6 +71,39 @@ class Log:
         text = f"error: {message}" + (f"\n  hint: {hint}" if hint and self.format == "text" else "")
         self._line("error", "error", text, {**fields, "exit_status": exit_status})
 
+    def bug(self, error: BaseException | None) -> None:
+        """What nobody foresaw, with its traceback."""
+        text = "".join(traceback.format_exception(error)).rstrip()
+        if self.format == "text":
+            self.write(text)
+        else:
+            self._line("error", "bug", f"{type(error).__name__}: {error}", {"exception": text})
+
+    def speak_for_process(self) -> None:
+        """Say what has no log of its own in this process; and if this is a JSON log, what Python itself would say as
+        text: of exceptions that nobody catches, and warnings.
+        """
+        Log.of_process = self
+        if self.format == "json":
+            sys.excepthook = self._not_caught
+            sys.unraisablehook = lambda unraisable: self.bug(unraisable.exc_value)
+            threading.excepthook = lambda ended: self.bug(ended.exc_value)
+            warnings.showwarning = self._python_warning
+
+    def _not_caught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        self.bug(error)
+
+    def _python_warning(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        self._line("warning", "python", f"{filename}:{lineno}: {category.__name__}: {message}", {})
+
     def report(self, table: Callable[[int], str], fields: dict[str, Any]) -> None:
         """The accounts, asked for: a table as wide as the terminal, or the fields of the report."""
         if self.format == "json":
@@ -86,3 +126,6 @@ def _to_stderr(text: str) -> None:
     # In one piece, as `print` would not: several mirrors share this stderr, and their lines must not mix.
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+Log.of_process = Log()

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import subprocess
+import sys
 from contextlib import ExitStack
 from urllib.parse import quote
 
@@ -9,6 +11,7 @@ import pytest
 
 from tests.support.clients import curl, exchange, get
 from tests.support.command import GopherProcess, run_gopher
+from tests.support.pages import ROOT
 from tests.support.relay import RelayProcess
 from tests.support.servers import RecordingSink
 from tests.support.terminal import Terminal, gopher_argv
@@ -88,6 +91,81 @@ def test_error_is_json_too(host, option, arguments, status):
     assert error["exit_status"] == done.returncode == status
     assert (error["level"], error["event"]) == ("error", "error")
     assert error["hint"]
+
+
+@pytest.mark.parametrize("where", ["environment", "file", "mirror"])
+def test_error_is_json_wherever_that_is_said(tmp_path, where):
+    prefix, arguments = (), ("-c", "-p", "80", "-u", "b", "--filtr", "x")
+    if where == "environment":
+        prefix = ("env", "GOPHER_LOG_FORMAT=json")
+    else:
+        file = tmp_path / "gopher.toml"
+        table = '[[mirror]]\nname = "shop"\n' if where == "mirror" else ""
+        file.write_text(f'{table}log-format = "json"\nprt = 80\n')
+        arguments = ("-c", "-u", "b", f"--config={file}")
+    done = run_gopher(*arguments, prefix=prefix)
+    [error] = objects(done.stderr)
+    assert (error["event"], error["exit_status"], done.returncode) == ("error", 2, 2)
+
+
+def test_option_wins_over_environment_when_something_is_wrong():
+    done = run_gopher("-c", "--log-format=text", "--filtr", "x", prefix=("env", "GOPHER_LOG_FORMAT=json"))
+    assert done.stderr.startswith("gopher: error: ")
+
+
+def test_warnings_of_check_config_are_json_too():
+    done = run_gopher(*CAPTURE, "-u", "b", "--check-config", "--log-format=json", prefix=("env", "GOPHER_PROT=80"))
+    [warning] = objects(done.stderr)
+    assert (warning["level"], warning["event"], done.returncode) == ("warning", "settings", 0)
+    assert "GOPHER_PROT" in warning["message"]
+
+
+# A gopher with a bug where it is about to run; with two mirrors, in a process of its own.
+BUG = """
+import sys, threading, warnings
+import gopher.cli
+
+class Careless:
+    def __del__(self):
+        raise ValueError("nobody sees this one")
+
+def run(*anything):
+    warnings.warn("old", UserWarning)
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    Careless()
+    raise KeyError("a bug")
+
+gopher.cli._run = run
+sys.exit(gopher.cli.main())
+"""
+
+
+@pytest.mark.parametrize("mirrors", [1, 2])
+def test_what_python_says_is_json_too(tmp_path, mirrors):
+    file = tmp_path / "gopher.toml"
+    settings = 'mode = "capture"\nport = 80\nupstream = "127.0.0.1:9"\nlog-format = "json"\n'
+    file.write_text(settings + "".join(f'[[mirror]]\nname = "m{each}"\n' for each in range(mirrors) if mirrors > 1))
+    argv = [sys.executable, "-c", BUG, "--config", str(file)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=15, check=False)
+    assert done.returncode == 1
+    said = objects(done.stderr)
+    # One of two that fails at the start ends the other one, wherever that is.
+    failed = {each.get("mirror") for each in said if each["event"] == "bug" and "KeyError" in each["message"]}
+    assert failed
+    assert failed <= ({"m0", "m1"} if mirrors > 1 else {None})
+    for name in failed:
+        warning, thread, careless, bug = (
+            each for each in said if each.get("mirror") == name and each["event"] != "mirrors"
+        )
+        assert (warning["level"], warning["event"]) == ("warning", "python")
+        assert "UserWarning: old" in warning["message"]
+        assert thread["message"] == "ZeroDivisionError: division by zero"
+        assert careless["message"] == "ValueError: nobody sees this one"
+        assert (bug["level"], bug["event"], bug["message"]) == ("error", "bug", "KeyError: 'a bug'")
+        assert bug["exception"].startswith("Traceback (most recent call last):\n")
+        assert ", in run\n" in bug["exception"]
 
 
 def test_unknown_format_is_one_sentence():

@@ -1,6 +1,7 @@
 """What the real command tells a service manager: a socket in the place of systemd's."""
 
 import itertools
+import json
 import os
 import signal
 import socket
@@ -153,3 +154,11 @@ def test_manager_that_is_gone_is_told_of_once(host, tmp_path):
         gopher.wait()
     said = "gopher: the service manager cannot be told anything: No such file or directory"
     assert gopher.stderr.splitlines().count(said) == 1
+
+
+def test_manager_that_is_gone_is_told_of_as_json(tmp_path):
+    options = ("--duration", "0.2", "--log-format", "json")
+    with RelayProcess("127.0.0.1:9", options=options, prefix=("env", f"NOTIFY_SOCKET={tmp_path}/gone")) as relay:
+        relay.wait()
+    [said] = [line for line in map(json.loads, relay.stderr.splitlines()) if line["event"] == "service"]
+    assert said["message"] == "the service manager cannot be told anything: No such file or directory"
