@@ -78,10 +78,9 @@ def relay_to_json(report: RelayReport) -> str:
 
 def relay_table(report: RelayReport, width: int) -> str:
     """The report for a person, wrapped at `width` columns (at least 40), without a newline at the end."""
-    names = ", ".join(report.upstreams)
-    lines = [
-        f"gopher {report.version}: {report.listening} to {names}, {report.duration_s:.1f} s from {report.started_at}"
-    ]
+    route = f"{report.listening} to {', '.join(report.upstreams)}"
+    title = f"gopher {report.version}: {route}, {report.duration_s:.1f} s from {report.started_at}"
+    lines = _wrap(title, width, 2)
     counts = report.connections
     text = f"connections  {counts['accepted']:,} accepted: {counts['finished']:,} finished, {counts['failed']:,} failed"
     text += f", {counts['open']:,} open"

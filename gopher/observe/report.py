@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_writable", "to_fields", "to_json", "to_table", "write_report", "write_text"]
 
-_LABEL_COLUMNS: Final = 22
-_BYTES_COLUMNS: Final = 18
-_CONNECTIONS_COLUMNS: Final = 13
+# Of a row: its label, bytes and connections.
+_COLUMNS: Final = (22, 18, 13)
+_NARROW_COLUMNS: Final = (12, 16, 12)
 
 
 def to_fields(report: AccountsReport) -> dict[str, Any]:
@@ -104,11 +104,13 @@ def _replace(path: str, text: str) -> None:
 
 
 def to_table(report: AccountsReport, width: int) -> str:
-    """The report for a person, its sentences wrapped at `width` columns (at least 40), without a newline at the end.
+    """The report for a person, no wider than `width` columns (at least 40), without a newline at the end.
 
-    Packets and connections take a line each, every upstream a block, with what each reason for shedding means.
+    Packets and connections take a line each, every upstream a block, with what each reason for shedding means. Only a
+    word that is longer than that, like a name, goes over the edge.
     """
-    lines = [f"gopher {report.version}: {report.source}, {report.duration_s:.1f} s from {report.started_at}"]
+    title = f"gopher {report.version}: {report.source}, {report.duration_s:.1f} s from {report.started_at}"
+    lines = _wrap(title, width, indent=2)
     lines += _wrap(f"packets      {_packets(report.packets)}", width, indent=13)
     lines += _wrap(f"connections  {_connections(report.connections)}", width, indent=13)
     lines += _wrap(f"streams      {_streams(report)}", width, indent=13)
@@ -117,8 +119,10 @@ def to_table(report: AccountsReport, width: int) -> str:
     for upstream in report.upstreams:
         lines += ["", *_upstream_block(upstream, width)]
     violations = law_violations(report)
-    lines += ["", "THE ACCOUNTS DO NOT ADD UP:" if violations else "captured = delivered + shed + pending: it adds up"]
-    lines += [f"  {violation}" for violation in violations]
+    law = "THE ACCOUNTS DO NOT ADD UP:" if violations else "captured = delivered + shed + pending: it adds up"
+    lines += ["", *_wrap(law, width, indent=2)]
+    for violation in violations:
+        lines += _wrap(f"  {violation}", width, indent=4)
     return "\n".join(lines)
 
 
@@ -168,27 +172,30 @@ def _upstream_block(upstream: UpstreamAccount, width: int) -> list[str]:
     ends = upstream.connections
     notes = [f"added after {upstream.added_s:.1f} s"] if upstream.added_s else []
     notes += [f"removed after {upstream.removed_s:.1f} s"] if upstream.removed_s is not None else []
-    lines = [
-        f"{upstream.name} ({', '.join(notes)})" if notes else upstream.name,
-        f"{'':<{_LABEL_COLUMNS}}{'bytes':>{_BYTES_COLUMNS}}{'connections':>{_CONNECTIONS_COLUMNS}}",
-        _row("  captured", upstream.captured_bytes, ends.captured),
-        _row("  delivered", upstream.delivered_bytes, ends.delivered),
-        _row("  shed", upstream.shed_bytes, ends.shed),
-    ]
+    lines = _wrap(f"{upstream.name} ({', '.join(notes)})" if notes else upstream.name, width, indent=2)
+    lines += _row("", "bytes", "connections", width)
+    lines += _row("  captured", upstream.captured_bytes, ends.captured, width)
+    lines += _row("  delivered", upstream.delivered_bytes, ends.delivered, width)
+    lines += _row("  shed", upstream.shed_bytes, ends.shed, width)
     reasons = {*upstream.shed, *ends.shed_by_reason}
     for reason in sorted(reasons, key=lambda reason: (-upstream.shed.get(reason, 0), reason)):
-        lines.append(_row(f"    {reason}", upstream.shed.get(reason, 0), ends.shed_by_reason.get(reason, 0)))
+        lines += _row(f"    {reason}", upstream.shed.get(reason, 0), ends.shed_by_reason.get(reason, 0), width)
         lines += _wrap(f"{'':6}{SHED_REASONS.get(reason, 'not a known reason')}", width, indent=6)
-    lines.append(_row("  pending", upstream.pending_bytes, ends.pending))
-    lines.append(f"  dials: {upstream.dials:,}; answers read: {upstream.response_bytes:,} bytes")
+    lines += _row("  pending", upstream.pending_bytes, ends.pending, width)
+    lines += _wrap(f"  dials: {upstream.dials:,}; answers read: {upstream.response_bytes:,} bytes", width, indent=4)
     median_s, tail_s = upstream.latency.quantile_s(0.5), upstream.latency.quantile_s(0.99)
     if median_s is not None and tail_s is not None:
-        lines.append(f"  from the tap to the socket: p50 {median_s * 1e3:.3g} ms, p99 {tail_s * 1e3:.3g} ms")
+        times = f"p50 {median_s * 1e3:.3g} ms, p99 {tail_s * 1e3:.3g} ms"
+        lines += _wrap(f"  from the tap to the socket: {times}", width, indent=4)
     return lines
 
 
-def _row(label: str, count_bytes: int, connections: int) -> str:
-    return f"{label:<{_LABEL_COLUMNS}}{count_bytes:>{_BYTES_COLUMNS},}{connections:>{_CONNECTIONS_COLUMNS},}"
+def _row(label: str, count_bytes: int | str, connections: int | str, width: int) -> list[str]:
+    columns = _COLUMNS if width >= sum(_COLUMNS) else _NARROW_COLUMNS
+    figures = [f"{each:,}" if isinstance(each, int) else each for each in (count_bytes, connections)]
+    # A label without room has a line of its own.
+    above, label = ([label], "") if len(label) >= columns[0] else ([], label)
+    return [*above, f"{label:<{columns[0]}}{figures[0]:>{columns[1]}}{figures[1]:>{columns[2]}}"]
 
 
 def _wrap(text: str, width: int, indent: int) -> list[str]:

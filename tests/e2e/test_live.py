@@ -74,7 +74,9 @@ def test_live_view_shows_rates_and_upstreams_and_leaves_the_terminal_clean(host,
         assert terminal.screen.cursor.hidden
         assert terminal.stop() == 0
         assert_left_clean(terminal)
-        assert any(line.startswith("captured = delivered") for line in terminal.history)
+        table = terminal.raw.decode().rpartition("gopher 0.")[2].splitlines()
+        assert any(line.startswith("captured = delivered") for line in table)
+        assert max(map(len, table)) <= columns
 
 
 def test_live_view_of_a_relay(host, production):

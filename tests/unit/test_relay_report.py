@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import pytest
+
 from gopher.observe.relaying import FAILURES, RelayReport, relay_table, relay_to_json
 
 REPORT = RelayReport(
@@ -36,6 +38,11 @@ def test_table_has_every_figure_that_is_not_zero():
         "script       a.py: 9 calls, 1 failures, 2 dropped",
         "copies       b:80: 10 bytes delivered, 0 shed, 1 pending",
     ]
+
+
+@pytest.mark.parametrize("width", range(40, 80))
+def test_table_is_no_wider_than_the_window(width):
+    assert max(map(len, relay_table(REPORT, width).splitlines())) <= width
 
 
 def test_every_failure_has_a_meaning():

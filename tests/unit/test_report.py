@@ -263,6 +263,20 @@ def test_table():
     assert to_table(REPORT, 70) == TABLE
 
 
+@pytest.mark.parametrize("width", range(40, 80))
+def test_table_is_no_wider_than_the_window(width):
+    lines = to_table(REPORT, width).splitlines()
+    assert max(map(len, lines)) <= width
+    row = next(line for line in lines if line.startswith("  captured"))
+    assert row.split() == ["captured", "5,000,000", "9"]
+
+
+def test_narrow_table_puts_a_long_reason_above_its_figures():
+    lines = to_table(REPORT, 40).splitlines()
+    assert lines[lines.index("    max_connections") + 1].split() == ["0", "1"]
+    assert lines[-2:] == ["captured = delivered + shed + pending:", "  it adds up"]
+
+
 def test_table_names_responses_and_held_bytes_when_there_are_any():
     report = replace(REPORT, bytes={"captured": 1, "responses": 2_000, "held": 3})
     assert "1 bytes captured, 2,000 bytes of responses, 3 bytes held; gaps" in to_table(report, 100)
