@@ -92,7 +92,7 @@ def _bare(written: Any, setting: Setting) -> Any:
             try:
                 number = kind(written)
             except ValueError:
-                continue
+                continue  # not of this kind
             if str(number) == written and math.isfinite(number):
                 return number
     return written

@@ -137,7 +137,7 @@ class _Supervisor:
             sys.excepthook(type(error), error, error.__traceback__)
         finally:
             # Nothing of the supervisor's may run here: no `finally`, no exit handler.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # who read them has gone, and so will this process
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(status)

@@ -123,8 +123,7 @@ class Place:
             WorkerDied: it has ended.
         """
         assert self._channel is not None
-        with contextlib.suppress(OSError):
-            await self._channel.send(json.dumps({"begin": since_ns}).encode())
+        await self._say(begin=since_ns)
         with _reset_is_end():
             self._understand(await self._channel.recv(MESSAGE_BYTES))
 
@@ -160,16 +159,20 @@ class Place:
         if not self.running or self._channel is None:
             return
         before = self._told
-        with contextlib.suppress(OSError):
-            await self._channel.send(json.dumps({"tell": True}).encode())
+        await self._say(tell=True)
         while self._told is before:
             await self._news.park()
 
     async def end(self) -> None:
         """Tell the worker to end, if it has begun."""
         if self.running and self._channel is not None:
-            with contextlib.suppress(OSError):
-                await self._channel.send(json.dumps({"end": True}).encode())
+            await self._say(end=True)
+
+    async def _say(self, **words: Any) -> None:
+        assert self._channel is not None
+        # Who is gone cannot be told; `follow` and the like notice that.
+        with contextlib.suppress(OSError):
+            await self._channel.send(json.dumps(words).encode())
 
     async def ended(self) -> int:
         """Wait until the process is gone. Returns its status; negative: the signal it died of."""

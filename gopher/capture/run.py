@@ -177,7 +177,7 @@ def _wildcard_listeners() -> set[int]:
     """Ports that some server of this machine listens on for all addresses (proc(5), /proc/net/tcp)."""
     ports = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
             for line in Path(table).read_text().splitlines()[1:]:
                 local, state = line.split()[1], line.split()[3]
                 address, _, port = local.partition(":")

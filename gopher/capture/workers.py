@@ -169,10 +169,10 @@ class _Supervisor:
             since_ns = time.time_ns()
             for place in self._places:
                 await place.begin(since_ns)
-        except WorkerDied:
+        except WorkerDied as died:
             raise GopherError(
                 "a worker ended before it was ready", hint="what it said, if anything, is above"
-            ) from None
+            ) from died
         self._began = datetime.now(timezone.utc)
         self._began_s = trio.current_time()
 
