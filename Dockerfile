@@ -6,7 +6,10 @@
 #
 # docs/operations.md says more.
 
-FROM python:3.13-slim-bookworm AS build
+# Debian with Python; from a mirror: --build-arg BASE=mirror.example/python:3.13-slim-bookworm
+ARG BASE=python:3.13-slim-bookworm
+
+FROM $BASE AS build
 # Debian takes old versions out of its archive: a pinned one could soon not be built any more.
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -20,7 +23,7 @@ RUN python -m venv --copies /opt/gopher \
     && /opt/gopher/bin/python -m pip install --no-cache-dir . \
     && /opt/gopher/bin/python -m pip uninstall --yes pip
 
-FROM python:3.13-slim-bookworm
+FROM $BASE
 COPY --from=build /opt/gopher /opt/gopher
 # Permitted, not effective: gopher makes them so, and the program can be started, too, where they are not allowed.
 # hadolint ignore=DL3008

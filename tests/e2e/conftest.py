@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support import netns
+from tests.support.needs import need, need_namespaces
 
 MACHINES = {"machineB": "10.77.2.2", "machineC": "10.77.2.3", "machineD": "10.77.2.4"}
 PROGRAMS = ("curl", "ip", "iptables", "nginx", "prlimit", "setpriv", "tcpdump")
@@ -18,12 +17,8 @@ PROGRAMS = ("curl", "ip", "iptables", "nginx", "prlimit", "setpriv", "tcpdump")
 
 @pytest.fixture(scope="session")
 def _stage_possible() -> None:
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    reason = f"not installed: {', '.join(missing)}" if missing else netns.unprivileged_reason()
-    if reason and os.environ.get("CI"):
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+    need(*PROGRAMS)
+    need_namespaces()
 
 
 @pytest.fixture

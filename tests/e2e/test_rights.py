@@ -15,7 +15,7 @@ from gopher.privileges import way_to
 from tests.support.accounts import assert_all_delivered
 from tests.support.certificates import Authority
 from tests.support.clients import curl, exchange, get, receive_exactly
-from tests.support.command import GopherProcess, assert_clean, run_gopher
+from tests.support.command import OWN_COMMAND, GopherProcess, assert_clean, run_gopher
 from tests.support.relay import RelayProcess
 from tests.support.rights import AS_NOBODY, NOBODY, REACHABLE, ROOT, no_rights, rights, with_capability
 from tests.support.servers import ANSWER, RecordingSink, assert_mirrored
@@ -153,8 +153,9 @@ def test_net_raw_of_an_interpreter_file_suffices_and_is_given_up(host, productio
         (packages / "tests.pth").write_text(f"{dependencies}\n")
         # What the error's hint tells to do, with this path.
         subprocess.run(["setcap", f"cap_net_raw+{sets}", python.resolve()], check=True)
+        command = (str(python), *OWN_COMMAND[1:])
         with GopherProcess(
-            *CAPTURE, namespace=host, prefix=AS_NOBODY, owner="nobody", python=str(python)
+            *CAPTURE, namespace=host, prefix=AS_NOBODY, owner="nobody", command=command
         ) as gopher_process:
             [found] = rights(gopher_process.pid)
             mirror_one_request(host, production, shadow)

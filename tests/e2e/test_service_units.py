@@ -4,7 +4,6 @@ No systemd runs here. What it would do to the process is done without it: one ca
 writable and executable, and a trace of every system call, to be compared with what the unit allows.
 """
 
-import os
 import re
 import shutil
 import signal
@@ -17,6 +16,7 @@ import pytest
 
 from tests.support.clients import curl, exchange, get
 from tests.support.command import GopherProcess
+from tests.support.needs import need
 from tests.support.relay import RelayProcess
 from tests.support.rights import ROOT, no_rights, rights, with_capability
 from tests.support.servers import RecordingSink
@@ -34,14 +34,6 @@ if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0) != 0:
     sys.exit(f"PR_SET_MDWE: {os.strerror(ctypes.get_errno())}")
 os.execv(sys.argv[1], sys.argv[1:])
 """
-
-
-def need(*programs):
-    missing = [program for program in programs if shutil.which(program) is None]
-    if missing and os.environ.get("CI"):
-        pytest.fail(f"not installed: {', '.join(missing)}")
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
 
 
 def settings(unit):

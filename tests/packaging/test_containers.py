@@ -1,6 +1,6 @@
-"""The Dockerfile and the Kubernetes example, as far as they can be judged where neither of the two runs.
+"""The Dockerfile and the Kubernetes example, as far as they can be judged by reading them.
 
-Not shown here: that the image builds (that needs a registry and a daemon) and that a cluster schedules the pods.
+Not shown here: that the image builds and runs (test_image.py), and that a cluster schedules the pods.
 """
 
 import json

@@ -26,13 +26,14 @@ STOP_S = 20.0
 
 # Where the tests' own gopher is imported from, so that the child runs the same one.
 _ROOT = Path(gopher.__file__).parents[1]
+# -W default: a warning (a socket left open, a coroutine never awaited) shows on stderr, where it is looked for.
+OWN_COMMAND = (sys.executable, "-W", "default", "-m", "gopher")
 
 
 def _argv(
-    arguments: Sequence[str], namespace: Namespace | None, prefix: Sequence[str], python: str = sys.executable
+    arguments: Sequence[str], namespace: Namespace | None, prefix: Sequence[str], command: Sequence[str] = OWN_COMMAND
 ) -> list[str]:
-    # -W default: a warning (a socket left open, a coroutine never awaited) shows on stderr, where it is looked for.
-    argv = [*prefix, python, "-W", "default", "-m", "gopher", *arguments]
+    argv = [*prefix, *command, *arguments]
     return argv if namespace is None else namespace.command(*argv)
 
 
@@ -55,7 +56,7 @@ class GopherProcess:
         ready: whether entering waits for the ready line.
         report: whether to ask for one; of several mirrors each has its own.
         owner: the user who writes the report, if not the one who runs the tests.
-        python: the interpreter.
+        command: what gopher is started with.
 
     Attributes:
         report: what --report held; there once gopher has ended.
@@ -70,7 +71,7 @@ class GopherProcess:
         ready: bool = True,
         report: bool = True,
         owner: str | None = None,
-        python: str = sys.executable,
+        command: Sequence[str] = OWN_COMMAND,
     ) -> None:
         self._ready = ready
         self._with_report = report
@@ -79,7 +80,7 @@ class GopherProcess:
             shutil.chown(self._directory.name, owner)
         self._report_path = Path(self._directory.name) / "report.json"
         report_options = ["--report", str(self._report_path)] if report else []
-        self._argv = _argv([*arguments, *report_options], namespace, prefix, python)
+        self._argv = _argv([*arguments, *report_options], namespace, prefix, command)
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._eof = False

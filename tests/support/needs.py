@@ -1,0 +1,30 @@
+"""What a test needs of the machine: where it is missing the test is skipped, and in CI it fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from tests.support import netns
+
+
+def need(*programs: str) -> None:
+    """Skip, or in CI fail, unless these are installed."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        _refuse(f"not installed: {', '.join(missing)}")
+
+
+def need_namespaces() -> None:
+    """Skip, or in CI fail, unless network namespaces can be made."""
+    need("ip")
+    if reason := netns.unprivileged_reason():
+        _refuse(reason)
+
+
+def _refuse(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
