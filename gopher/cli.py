@@ -317,7 +317,9 @@ def _run(argv: Sequence[str], plan: Plan, mirror: MirrorPlan, ready: Callable[[]
                 return each.config
         raise ConfigError(f"mirror {mirror.name} is no more in {plan.path}")
 
-    control = Control(None if plan.path is None else reread, plan.keys, ready)
+    # A terminal that hangs up ends gopher; a service manager means a reload, whatever there is to read.
+    reloads = plan.path is not None or bool(os.environ.get("NOTIFY_SOCKET"))
+    control = Control(reread if reloads else None, plan.keys, ready)
     if isinstance(mirror.config, RelayConfig):
         from gopher.relay.server import run_relay
 

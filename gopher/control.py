@@ -66,8 +66,8 @@ class Control:
     """The command's side.
 
     Args:
-        reread: what the settings say now; raises `GopherError`. None: no file says anything, and SIGHUP is none of
-            gopher's business.
+        reread: what the settings say now; raises `GopherError`. None: nothing can say anything else, and SIGHUP is none
+            of gopher's business.
         keys: of the settings, by the last part of what they set.
         ready: called once, when traffic is taken in.
     """
