@@ -226,7 +226,11 @@ class Nginx(Process):
             keepalive_timeout 1h; keepalive_requests 1000000000;
             client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
             fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-            server {{ {listen} location / {{ return 200 "ok\\n"; }} }}
+            server {{
+                {listen}
+                location / {{ return 200 "ok\\n"; }}
+                location = /session {{ add_header Set-Cookie "JSESSIONID={session}"; return 200 "ok\\n"; }}
+            }}
             server {{ listen {loopback}:{status_port}; location / {{ stub_status; }} }}
         }}
     """
@@ -238,7 +242,9 @@ class Nginx(Process):
         listen = " ".join(f"listen {LOOPBACK}:{port} backlog=32768;" for port in self.ports)
         config = directory / "nginx.conf"
         config.write_text(
-            self.CONFIG.format(directory=directory, listen=listen, loopback=LOOPBACK, status_port=status_port)
+            self.CONFIG.format(
+                directory=directory, listen=listen, loopback=LOOPBACK, status_port=status_port, session="5e55" * 8
+            )
         )
         command = pinned(core, nginx, "-p", directory, "-c", config, "-e", directory / "error.log")
         super().__init__(command, directory / "stderr")

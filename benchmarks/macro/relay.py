@@ -7,10 +7,15 @@ Each round puts the same load (100 keep-alive connections, requests of 500 bytes
 one thread, then through each kind of relay, before the same upstream server. CPU is that of the whole process, user and
 system, between two moments, divided by the requests that the upstream server counted between them. Nothing else is
 pinned to the relay's core, so what others take of it does not count.
+
+Where the relay couples sessions, the upstream server has handed one out before the load begins, and every request of it
+names another one, so all of them are rewritten.
 """
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
 import shutil
 import signal
@@ -63,16 +68,33 @@ class Relay(harness.Process):
 
     def __init__(self, directory: Path, command: list[str], upstream: int, *options: str) -> None:
         [self.port] = harness.free_ports(1)
+        self._report = directory / "relay.json"
         super().__init__(
             harness.pinned(
                 harness.SHADOW_CORE,
-                *(*command, "-r", "-p", str(self.port), "-u", f"{harness.LOOPBACK}:{upstream}", *options),
+                *(*command, "-r", "-p", str(self.port), "-u", f"{harness.LOOPBACK}:{upstream}"),
+                *("--report", str(self._report), *options),
             ),
             directory / "gopher.log",
             # Not the root: -m would take the gopher that lies there, whichever Python is asked.
             cwd=directory,
         )
         self.wait_for_line("gopher: relaying on")
+        self.couples = "--couple" in options
+        if self.couples:
+            self._begin_session()
+
+    def _begin_session(self) -> None:
+        """As far as the relay is told nothing of production's answers, the next session that it sees is this one."""
+        connection = http.client.HTTPConnection(harness.LOOPBACK, self.port)
+        connection.request("GET", "/session")
+        connection.getresponse().read()
+        connection.close()
+
+    def rewritten(self) -> int:
+        """Ends the relay. Returns: the requests that it has rewritten."""
+        self.stop()
+        return json.loads(self._report.read_text())["coupling"]["requests_rewritten"]
 
 
 def load(options, port: int, directory: Path) -> harness.Process:
@@ -148,7 +170,9 @@ def measure(options) -> tuple[list[dict], list[dict]]:
                         one[peer] = cost(options, proxy, upstream, directory)
                 for kind in options.kinds:
                     with Relay(directory, options.gopher, upstream.port, *KINDS[kind], *options.option) as relay:
-                        one[f"relay ({kind})"] = cost(options, relay, upstream, directory)
+                        done = one[f"relay ({kind})"] = cost(options, relay, upstream, directory)
+                        if relay.couples:
+                            done["rewritten"] = relay.rewritten()
                 rounds.append(one)
                 words = ", ".join(f"{side} {done['cpu_us']:.2f}" for side, done in one.items())
                 print(f"round {number + 1}, us a request: {words}", file=sys.stderr)

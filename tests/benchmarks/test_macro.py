@@ -93,6 +93,7 @@ def test_relay(host, tmp_path):
         assert counted["requests"] > 0, side
         # Each connection may have had one request on its way when wrk was stopped.
         assert 0 <= counted["arrived"] - counted["answered"] <= 20, side
+    assert done["relay (rules)"]["rewritten"] == done["relay (rules)"]["arrived"]
 
 
 def test_rates(host, tmp_path):
