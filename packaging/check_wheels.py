@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MAX_EXTENSION_BYTES = 1_000_000
 """Of any extension."""
-MAX_EXTENSIONS_BYTES = 2_000_000
+MAX_EXTENSIONS_BYTES = 4_000_000
 """Of all together."""
 HOST_FILES = (
     "share/man/man1/gopher.1",

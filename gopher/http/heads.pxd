@@ -15,6 +15,9 @@ cdef class Headers:
     cdef bytes block
 
     cdef bint seek(self, bytes name, Py_ssize_t at, Field* field) noexcept
+    cpdef bytes get(self, bytes name)
+    cpdef list get_all(self, bytes name)
+    cpdef list long_values(self, Py_ssize_t shortest)
 
 
 @cython.final

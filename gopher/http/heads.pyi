@@ -21,6 +21,9 @@ class Headers:
     def __contains__(self, name: bytes, /) -> bool: ...
     def get(self, name: bytes) -> bytes | None: ...  # the first
     def get_all(self, name: bytes) -> list[bytes]: ...
+    def long_values(self, shortest: int) -> list[bytes]:
+        """Values of at least so many bytes; one that begins with `Bearer `, also without that (RFC 6750)."""
+
     def set(self, name: bytes, value: bytes) -> None:
         """Replace the value of the first line of this name and remove the others; append a line if there is none.
 

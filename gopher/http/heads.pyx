@@ -4,8 +4,9 @@ Heads are made by `gopher.http.messages`, which has checked every line; so lines
 and colon, and nothing is kept but the bytes. What an edit puts in is checked. Sans-I/O.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t
+from libc.string cimport memcmp
 
 from gopher.http._grammar cimport TARGET, TOKEN, has_control, is_target, same, span, strip
 from gopher.http._octets cimport COLON, LF, find, is_blank
@@ -25,6 +26,10 @@ cdef void _locate(const uint8_t* p, Py_ssize_t at, Py_ssize_t name_length, Py_ss
     field.end = end
 
 
+cdef inline bytes _cut(bytes whole, Py_ssize_t begin, Py_ssize_t end):
+    return PyBytes_FromStringAndSize(PyBytes_AS_STRING(whole) + begin, end - begin)
+
+
 cdef bytes _checked_name(bytes name):
     if not name or span(<const uint8_t*>PyBytes_AS_STRING(name), len(name), TOKEN) != len(name):
         raise LocalProtocolError("a header name has bytes that no name may have")
@@ -37,6 +42,10 @@ cdef bytes _checked_value(bytes value):
     if has_control(p, n) or (n and (is_blank(p[0]) or is_blank(p[n - 1]))):
         raise LocalProtocolError("a header value has control bytes, or white space around it")
     return value
+
+
+cdef inline bint _is_bearer(const uint8_t* p, Py_ssize_t n) noexcept nogil:
+    return n > 7 and (p[0] == c"B" or p[0] == c"b") and memcmp(p + 1, b"earer ", 6) == 0
 
 
 cdef class Headers:
@@ -82,18 +91,37 @@ cdef class Headers:
         cdef Field field
         return self.seek(name, 0, &field)
 
-    def get(self, bytes name not None):
+    cpdef bytes get(self, bytes name):
         cdef Field field
+        if name is None:
+            raise TypeError("name must be bytes")
         if self.seek(name, 0, &field):
-            return self.block[field.value:field.value_end]
+            return _cut(self.block, field.value, field.value_end)
         return None
 
-    def get_all(self, bytes name not None):
+    cpdef list get_all(self, bytes name):
+        cdef Field field
+        cdef list values = []
+        if name is None:
+            raise TypeError("name must be bytes")
+        field.end = 0
+        while self.seek(name, field.end, &field):
+            values.append(_cut(self.block, field.value, field.value_end))
+        return values
+
+    cpdef list long_values(self, Py_ssize_t shortest):
+        cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(self.block)
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(self.block) - 2
         cdef Field field
         cdef list values = []
         field.end = 0
-        while self.seek(name, field.end, &field):
-            values.append(self.block[field.value:field.value_end])
+        while field.end < n:
+            _locate(p, field.end, find(p + field.end, p + n, COLON) - p - field.end,
+                    find(p + field.end, p + n, LF) + 1 - p, &field)
+            if field.value_end - field.value >= shortest:
+                values.append(_cut(self.block, field.value, field.value_end))
+                if _is_bearer(p + field.value, field.value_end - field.value):
+                    values.append(_cut(self.block, field.value + 7, field.value_end))
         return values
 
     def set_all(self, bytes name not None, values):

@@ -175,15 +175,10 @@ cdef int _control_fault(const uint8_t* p, Py_ssize_t n) noexcept nogil:
     return BARE_CR if memchr(p, CR, n) != NULL else CONTROL_BYTE
 
 
-@cython.final
 @cython.freelist(16)
-@cython.no_gc
 cdef class HeadReceived:
     """A message begins: its head, and how the end of its body is told."""
 
-    cdef readonly object head   # RequestHead or ResponseHead
-    cdef readonly str body
-    cdef readonly object length
     __match_args__ = ("head", "body", "length")
 
     def __init__(self, head, str body not None, length):
@@ -192,13 +187,10 @@ cdef class HeadReceived:
         self.length = length
 
 
-@cython.final
 @cython.freelist(16)
 cdef class BodyReceived:
     """The next bytes of a body, as they came and without chunked framing."""
 
-    cdef readonly bytes wire
-    cdef readonly bytes content
     __match_args__ = ("wire", "content")
 
     def __init__(self, bytes wire not None, bytes content not None):
@@ -206,24 +198,19 @@ cdef class BodyReceived:
         self.content = content
 
 
-@cython.final
 @cython.freelist(4)
-@cython.no_gc
 cdef class MessageEnded:
     """The message is complete; with the trailers of a chunked body."""
 
-    cdef readonly heads.Headers trailers
     __match_args__ = ("trailers",)
 
     def __init__(self, heads.Headers trailers=None):
         self.trailers = trailers
 
 
-@cython.final
 cdef class Switched:
     """From here on the bytes are no HTTP/1."""
 
-    cdef readonly bytes rest
     __match_args__ = ("rest",)
 
     def __init__(self, bytes rest not None):

@@ -124,7 +124,7 @@ class Answers:
         self._turns.tally.responses += 1
         if self._turns.coupling is not None:
             self._turns.learn(pending)
-        if pending.phase is Phase.SENT:
+        if pending.phase == Phase.SENT:
             self.done(pending)
 
     def done(self, pending: Pending) -> None:
@@ -154,7 +154,7 @@ class Answers:
         """Do what can be done for the first requests without the upstream."""
         while self.due:
             first = self.due[0]
-            if first.phase is Phase.CUT:
+            if first.phase == Phase.CUT:
                 self._turns.cut(first)
                 return
             if first.own is None:

@@ -31,7 +31,7 @@ from gopher.relay.outcomes import CouplingStatistics, Drop, Rewritten, Unchanged
 from gopher.relay.places import may_hold_values, rewrite_request, url_path
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from gopher.http.messages import RequestHead, ResponseHead
     from gopher.relay.handed_out import HandedOut
@@ -583,7 +583,7 @@ class Coupler:
             and len(flying) <= _MAX_BLOCKERS
             and (not candidates or (len(candidates) == 1 and scan.connection_id in flying.values()))
         ):
-            scan.wait_for(key, ((None, exchange_id) for exchange_id in flying))
+            scan.wait_for(key, {(None, exchange_id) for exchange_id in flying})
             return None
         candidates = candidates or inference.of_client(place, name, scan.client, scan.now_s)
         if len(candidates) == 1:
@@ -599,11 +599,6 @@ class Coupler:
 
 class _Exchange:
     """What is known of an exchange of which something is still to come."""
-
-    __slots__ = (
-        "client", "connection_id", "pending", "pending_of_head", "production", "production_head", "production_status",
-        "requested", "sent", "shadow", "shadow_head", "shadow_verdict", "since_s",
-    )  # fmt: skip
 
     def __init__(self, client: Hashable, connection_id: Hashable, since_s: float) -> None:
         self.client = client
@@ -628,10 +623,6 @@ class _Exchange:
 
 class _Scan:
     """One look at one request: `translate` is asked about every value in it."""
-
-    __slots__ = (
-        "_coupler", "awaited", "blockers", "client", "connection_id", "held", "in_vain", "missed", "now_s", "sent",
-    )  # fmt: skip
 
     def __init__(
         self, coupler: Coupler, client: Hashable, connection_id: Hashable, now_s: float, held: HeldRequest | None
@@ -663,8 +654,9 @@ class _Scan:
                 unknown = True
                 if self.held is None and len(exchanges) <= _MAX_BLOCKERS:
                     records = coupler._exchanges
-                    ahead = (each for each in exchanges if _is_ahead(records[each], self.connection_id))
-                    self.wait_for(key, ((key, each) for each in ahead))
+                    self.wait_for(
+                        key, {(key, each) for each in exchanges if _is_ahead(records[each], self.connection_id)}
+                    )
             elif unknown and value:
                 if coupler._inference is None:
                     self._await_production(key)
@@ -678,11 +670,10 @@ class _Scan:
             self._note_cookie(name, value, counterpart)
         return None if counterpart == value else counterpart
 
-    def wait_for(self, key: bytes, blockers: Iterable[Blocker]) -> None:
+    def wait_for(self, key: bytes, blockers: set[Blocker]) -> None:
         """The value of this key may get its counterpart from what these stand for."""
-        found = set(blockers)
-        if found:
-            self.blockers = self.blockers | found
+        if blockers:
+            self.blockers = self.blockers | blockers
             self.awaited = self.awaited | {key}
 
     def _await_production(self, key: bytes) -> None:

@@ -24,7 +24,7 @@ from gopher.relay.rules import BODY_KINDS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from gopher.http.messages import ResponseHead
+    from gopher.http.heads import ResponseHead
     from gopher.relay.rules import Rule
 
 __all__ = ["NOTHING", "HandedOut", "ResponseReader", "parse_set_cookie"]
@@ -43,6 +43,7 @@ _PIECE: Final = re.compile(rb"(?is)<!--.*?(?:-->|\Z)|<(script|style|textarea|tit
 # Of zlib, by content coding. RFC 9110 section 8.4.1.2 notes servers that send "deflate" without the zlib header.
 _WINDOWS: Final = {b"gzip": (31,), b"x-gzip": (31,), b"deflate": (15, -15)}
 _MAX_MEMBERS: Final = 1024  # each costs a new decoder
+_CONTAINER: Final = re.compile(rb'\s*[{\["]')  # a JSON document in which a pointer can lead somewhere
 _CHARSET: Final = re.compile(rb"(?i)charset=[\"']?([\w-]+)")
 
 
@@ -73,47 +74,51 @@ class ResponseReader:
     def __init__(self, rules: Sequence[Rule], *, auto: bool) -> None:
         self._cookie_names = frozenset(rule.name for rule in rules if rule.kind == "cookie")
         self._every_cookie = auto
-        self._head_rules = tuple(rule for rule in rules if rule.kind in {"header", "location"})
+        self._reads_cookies = auto or bool(self._cookie_names)
+        self._header_rules = [rule for rule in rules if rule.kind == "header"]
+        self._location_rules = [rule for rule in rules if rule.kind == "location"]
         # query: Location is one of the URLs of a response; regex: the head is looked at too.
-        self._url_rules = tuple(rule for rule in rules if rule.kind == "query")
-        self._patterns = tuple(rule for rule in rules if rule.kind == "regex")
-        self._body_rules = tuple(rule for rule in rules if rule.kind in BODY_KINDS)
+        self._url_rules = [rule for rule in rules if rule.kind == "query"]
+        self._patterns = [(rule, rule.pattern) for rule in rules if rule.pattern is not None]
+        self._json_rules = [rule for rule in rules if rule.kind == "json"]
+        self._page_rules = [(rule, rule.name) for rule in rules if rule.kind in {"form", "query"}]
+        self._reads_bodies = any(rule.kind in BODY_KINDS for rule in rules)
 
     def needs_body(self, head: ResponseHead) -> bool:
         """Whether `read_rest` wants the body of this response."""
-        if not self._body_rules or head.status < 200:
+        if not self._reads_bodies or head.status < 200:
             return False
-        content_type = head.headers.get(b"content-type") or b""
-        if not self._patterns and _SESSIONLESS_TYPES.match(content_type):
+        headers = head.headers
+        if not self._patterns and _SESSIONLESS_TYPES.match(headers.get(b"content-type") or b""):
             return False
-        length = head.headers.get(b"content-length")
+        length = headers.get(b"content-length")
         return length is None or not length.isdigit() or int(length) <= MAX_BODY_BYTES
 
     def read_head(self, head: ResponseHead) -> HandedOut:
         """What the rules that need nothing but the head find; `NOTHING` if that is nothing."""
         headers = head.headers
-        set_cookies = headers.get_all(b"set-cookie") if self._every_cookie or self._cookie_names else ()
-        if not (set_cookies or self._head_rules):
-            return NOTHING
-        found = HandedOut()
-        for line in set_cookies:
-            name, _, _ = line.partition(b"=")
-            if self._every_cookie or name.strip() in self._cookie_names:
-                name, value = parse_set_cookie(line, headers.get(b"date"))
-                # A cookie that is set, and deleted under another path as well, is there.
-                if name and len(value) <= MAX_VALUE_BYTES and (value or name not in found.cookies):
-                    found.cookies[name] = value
-        location = headers.get(b"location")
-        for rule in self._head_rules:
-            if rule.kind == "header":
-                _put(found, rule, (value[bearer_offset(value) :] for value in headers.get_all(rule.name)))
-            elif location is None:
-                continue
-            elif rule.template:
-                _put(found, rule, _template_value(rule.template, location))
-            else:
-                _put(found, rule, (value for name, value in url_parameters(location) if name == rule.name))
-        return found if found.cookies or found.values else NOTHING
+        found = NOTHING
+        if self._reads_cookies:
+            for line in headers.get_all(b"set-cookie"):
+                name, _, _ = line.partition(b"=")
+                if self._every_cookie or name.strip() in self._cookie_names:
+                    name, value = parse_set_cookie(line, headers.get(b"date"))
+                    # A cookie that is set, and deleted under another path as well, is there.
+                    if name and len(value) <= MAX_VALUE_BYTES and (value or name not in found.cookies):
+                        found = HandedOut() if found is NOTHING else found
+                        found.cookies[name] = value
+        for rule in self._header_rules:
+            values = headers.get_all(rule.name)
+            if values:
+                found = _put(found, rule, [value[bearer_offset(value) :] for value in values])
+        location = headers.get(b"location") if self._location_rules else None
+        if location is not None:
+            for rule in self._location_rules:
+                if rule.template:
+                    found = _put(found, rule, _template_value(rule.template, location))
+                else:
+                    found = _put(found, rule, _parameters(location, rule.name))
+        return found
 
     def read_rest(self, head: ResponseHead, content: bytes | None) -> HandedOut:
         """What the other rules find, which look at bodies; `NOTHING` if that is nothing.
@@ -122,40 +127,36 @@ class ResponseReader:
             head: of the response.
             content: its body, without framing; None if it is too long or not wanted.
         """
-        if not self._body_rules:
+        if not self._reads_bodies:
             return NOTHING
-        found = HandedOut()
-        location = head.headers.get(b"location")
+        found = NOTHING
+        location = head.headers.get(b"location") if self._url_rules else None
         if location is not None:
             for rule in self._url_rules:
-                _put(found, rule, (value for name, value in url_parameters(location) if name == rule.name))
-        for rule in self._patterns:
-            assert rule.pattern is not None
-            _put(found, rule, (match[1] or b"" for match in rule.pattern.finditer(head.to_bytes())))
+                found = _put(found, rule, _parameters(location, rule.name))
+        for rule, pattern in self._patterns:
+            found = _put_matches(found, rule, pattern, head.to_bytes())
         if content:
-            self._read_body(head, content, found)
-        elif content is None and not self.needs_body(head):
-            found.unread = not _SESSIONLESS_TYPES.match(head.headers.get(b"content-type") or b"")
-        return found if found.values or found.unread else NOTHING
+            return self._read_body(head, content, found)
+        unread = content is None and not self.needs_body(head)
+        if unread and not _SESSIONLESS_TYPES.match(head.headers.get(b"content-type") or b""):
+            return _unread(found)
+        return found
 
-    def _read_body(self, head: ResponseHead, content: bytes, found: HandedOut) -> None:
+    def _read_body(self, head: ResponseHead, content: bytes, found: HandedOut) -> HandedOut:
         body = _decoded(content, head.headers.get(b"content-encoding"))
         if body is None:
-            found.unread = True
-            return
-        page_rules = []
-        document: Any = None
-        for rule in self._body_rules:
-            if rule.kind == "regex":
-                assert rule.pattern is not None
-                _put(found, rule, (match[1] or b"" for match in rule.pattern.finditer(body)))
-            elif rule.kind == "json":
-                document = _parsed(body) if document is None else document
-                _put(found, rule, _leaf(document, rule.pointer))
-            elif rule.name in body and b"<" in body:
-                page_rules.append(rule)
-        if page_rules:
-            _read_page(body, head.headers.get(b"content-type") or b"", page_rules, found)
+            return _unread(found)
+        for rule, pattern in self._patterns:
+            found = _put_matches(found, rule, pattern, body)
+        if self._json_rules and _CONTAINER.match(body):
+            document = _parsed(body)
+            for rule in self._json_rules:
+                found = _put(found, rule, _leaf(document, rule.pointer))
+        page_rules = [rule for rule, name in self._page_rules if name in body]
+        if page_rules and b"<" in body:
+            found = _read_page(body, head.headers.get(b"content-type") or b"", page_rules, found)
+        return found
 
 
 def parse_set_cookie(line: bytes, date: bytes | None) -> tuple[bytes, bytes]:
@@ -204,15 +205,35 @@ def _seconds(date: bytes) -> float | None:
         return None
 
 
-def _put(found: HandedOut, rule: Rule, values: Iterable[bytes]) -> None:
-    kept = found.values.get(rule, [])  # the head's values come before the body's of the same rule
+def _put(found: HandedOut, rule: Rule, values: Iterable[bytes]) -> HandedOut:
+    """Returns: `found` with these values, if they are any."""
+    kept = found.values.get(rule)  # the head's values come before the body's of the same rule
     for value in values:
-        if len(kept) >= _MAX_VALUES:
+        if kept is not None and len(kept) >= _MAX_VALUES:
             break
-        if 0 < len(value) <= MAX_VALUE_BYTES and value not in kept:
+        if 0 < len(value) <= MAX_VALUE_BYTES and (kept is None or value not in kept):
+            if kept is None:
+                found = HandedOut() if found is NOTHING else found
+                kept = found.values[rule] = []
             kept.append(value)
-    if kept:
-        found.values[rule] = kept
+    return found
+
+
+def _put_matches(found: HandedOut, rule: Rule, pattern: re.Pattern[bytes], text: bytes) -> HandedOut:
+    # Most texts have none, and an iterator costs more than to see that.
+    if pattern.search(text) is None:
+        return found
+    return _put(found, rule, (match[1] or b"" for match in pattern.finditer(text)))
+
+
+def _unread(found: HandedOut) -> HandedOut:
+    found = HandedOut() if found is NOTHING else found
+    found.unread = True
+    return found
+
+
+def _parameters(url: bytes, wanted: bytes) -> list[bytes]:
+    return [value for name, value in url_parameters(url) if name == wanted]
 
 
 def _template_value(template: tuple[bytes, ...], location: bytes) -> list[bytes]:
@@ -256,8 +277,6 @@ def _inflated(content: bytes, window: int) -> bytes | None:
 
 
 def _parsed(body: bytes) -> Any:
-    if body.lstrip()[:1] not in (b"{", b"[", b'"'):
-        return False  # parsed, and no container: no pointer leads anywhere
     try:
         return json.loads(body, parse_int=str, parse_float=str)
     except (ValueError, RecursionError):
@@ -277,7 +296,7 @@ def _leaf(document: Any, pointer: tuple[str, ...]) -> list[bytes]:
     return [node.encode(errors="surrogatepass")] if isinstance(node, str) else []
 
 
-def _read_page(body: bytes, content_type: bytes, rules: list[Rule], found: HandedOut) -> None:
+def _read_page(body: bytes, content_type: bytes, rules: list[Rule], found: HandedOut) -> HandedOut:
     page = _Page()
     charset = _CHARSET.search(content_type)
     pieces = (match[0] for match in _PIECE.finditer(body) if match[1] is None and not match[0].startswith(b"<!"))
@@ -287,10 +306,11 @@ def _read_page(body: bytes, content_type: bytes, rules: list[Rule], found: Hande
         page.reset()
     for rule in rules:
         if rule.kind == "form":
-            _put(found, rule, page.fields.get(rule.name, ()))
+            found = _put(found, rule, page.fields.get(rule.name, ()))
         else:
             values = (value for url in page.urls for name, value in url_parameters(url) if name == rule.name)
-            _put(found, rule, values)
+            found = _put(found, rule, values)
+    return found
 
 
 def _text(piece: bytes, charset: str) -> str:

@@ -41,11 +41,12 @@ class Preparation:
         self._pump = relay.pump
         self._config = relay.config
         self._coupling = turns.coupling
+        self._coupler = turns.coupling.coupler if turns.coupling is not None else None
 
     def begin(self, pending: Pending) -> None:
         """The turn of a request has come."""
-        coupling = self._coupling
-        if coupling is not None and pending.has_body and coupling.coupler.needs_request_body(pending.head):
+        coupler = self._coupler
+        if coupler is not None and pending.has_body and coupler.needs_request_body(pending.head):
             pending.phase = Phase.COLLECTING
             pending.pieces, pending.contents = [], []
             self._turns.invite_body(pending)
@@ -54,7 +55,7 @@ class Preparation:
 
     def add_body(self, pending: Pending, event: BodyReceived) -> None:
         """The next bytes of its body."""
-        if pending.phase is Phase.READING:
+        if pending.phase == Phase.READING:
             assert pending.pieces is not None
             assert pending.slot is not None
             pending.pieces.append(event.wire)
@@ -62,7 +63,7 @@ class Preparation:
             body.add(event.content)
             if body.settled:
                 pending.phase = Phase.SCRIPTED
-        elif pending.phase is Phase.COLLECTING:
+        elif pending.phase == Phase.COLLECTING:
             assert pending.pieces is not None
             assert pending.contents is not None
             pending.pieces.append(event.wire)
@@ -74,10 +75,10 @@ class Preparation:
 
     def end_body(self, pending: Pending) -> None:
         """That was all of it."""
-        if pending.phase is Phase.COLLECTING:
+        if pending.phase == Phase.COLLECTING:
             assert pending.contents is not None
             self._couple(pending, b"".join(pending.contents))
-        elif pending.phase is Phase.READING:
+        elif pending.phase == Phase.READING:
             pending.phase = Phase.SCRIPTED
             assert pending.slot is not None
             pending.slot.exchange.request.source.end()
@@ -85,30 +86,29 @@ class Preparation:
     # -- coupling --------------------------------------------------------------------------------------------------
 
     def _couple(self, pending: Pending, content: bytes | None) -> None:
-        coupling, turns = self._coupling, self._turns
-        if coupling is None:
+        coupler, turns = self._coupler, self._turns
+        if coupler is None:
             self._dispatch(pending, None)
             return
-        result = coupling.coupler.request(
-            pending.id, turns.client, turns.connection_id, pending.head, content, self._pump.now_s
-        )
+        result = coupler.request(pending.id, turns.client, turns.connection_id, pending.head, content, self._pump.now_s)
         if isinstance(result, Wait):
+            assert self._coupling is not None
             pending.phase = Phase.WAITING
-            coupling.wait(result, self)
+            self._coupling.wait(result, self)
         else:
             self._dispatch(pending, result)
 
     def proceed(self, ticket: int) -> None:
         """The request that waited under this ticket need wait no longer."""
-        pending, coupling = self._turns.turn, self._coupling
-        if pending is None or pending.phase is not Phase.WAITING or coupling is None:
+        pending, coupler = self._turns.turn, self._coupler
+        if pending is None or pending.phase != Phase.WAITING or coupler is None:
             return
-        self._dispatch(pending, coupling.coupler.proceed(ticket, self._pump.now_s))
+        self._dispatch(pending, coupler.proceed(ticket, self._pump.now_s))
         self._turns.go_on()
 
     def cancel(self, pending: Pending) -> None:
         """A request is given up."""
-        if pending.phase is Phase.WAITING and self._coupling is not None:
+        if pending.phase == Phase.WAITING and self._coupling is not None:
             self._coupling.cancel(self)
 
     def _dispatch(self, pending: Pending, result: Rewritten | Unchanged | Drop | None) -> None:
@@ -158,7 +158,7 @@ class Preparation:
         """A script wants the body of the request."""
         turns = self._turns
         assert pending.slot is not None
-        if turns.turn is not pending or pending.phase is not Phase.SCRIPTED:
+        if turns.turn is not pending or pending.phase != Phase.SCRIPTED:
             pending.slot.exchange.request.source.cut()
             return
         pending.phase = Phase.READING

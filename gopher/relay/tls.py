@@ -464,10 +464,8 @@ class TlsChannel(Channel):
 
     def __init__(self, tls: Tls, on_readable: Callable[[], None], on_drained: Callable[[], None]) -> None:
         bridge = Bridge(tls)
-        super().__init__(tls.pump, bridge.far_end, on_readable, on_drained, connecting=True)
         # A socket pair can be written to at once, which means nothing here.
-        tls.pump.modify(bridge.far_end.fileno(), 0)
-        self._interest = 0
+        super().__init__(tls.pump, bridge.far_end, on_readable, on_drained, connecting=True, watched=False)
         self._bridge = bridge
         self._failure = ""
         self._started = False
@@ -493,7 +491,7 @@ class TlsChannel(Channel):
         """See `Side`."""
         self._failure = failure
         if self._started and not self.closed:
-            self._on_readable()
+            self.ready(select.EPOLLERR)
 
     def broken(self) -> None:
         """See `Side`."""

@@ -72,6 +72,7 @@ class Turns:
         self.client = header.client[0] if header.client else ""
         self.connection_id: object = header.unique_id or relay.next_id()
         self.coupling = relay.coupling_for(exact=framed)
+        self._coupler = self.coupling.coupler if self.coupling is not None else None
         self.scripted: ScriptedConnection | None = None
         """There from the client's first byte on, if there are scripts."""
         self._production = self._pair_production() if framed else None
@@ -278,7 +279,7 @@ class Turns:
     def _pass_body(self, event: BodyReceived) -> None:
         turn = self.turn
         assert turn is not None
-        if turn.phase is Phase.SENDING:
+        if turn.phase == Phase.SENDING:
             if not turn.replaced and self._upstream is not None:
                 self._upstream.write(event.wire)
         else:
@@ -288,13 +289,13 @@ class Turns:
         turn = self.turn
         assert turn is not None
         turn.whole = True
-        if turn.phase is Phase.SENDING:
+        if turn.phase == Phase.SENDING:
             turn.phase = Phase.SENT
             self.turn = None
             if turn.answered:
                 self.resume(turn)
                 self._answers.done(turn)
-        elif turn.phase is Phase.SKIPPING:
+        elif turn.phase == Phase.SKIPPING:
             self.turn = None
         else:
             self._preparation.end_body(turn)
@@ -413,14 +414,14 @@ class Turns:
             self._give_up(pending)
         self._answers.spoken = False
         if turn is not None and turn in lost:
-            turn.whole = turn.whole or turn.phase is Phase.CUT
+            turn.whole = turn.whole or turn.phase == Phase.CUT
             self._skip(turn)
         return lost
 
     def answer_overdue(self) -> bool:
         """Nothing has moved for the idle time. Returns: whether the upstream is to blame, and the client is told so."""
         due = self._answers.due
-        if self._framed or self._answers.spoken or not due or due[0].phase is not Phase.SENT:
+        if self._framed or self._answers.spoken or not due or due[0].phase != Phase.SENT:
             return False
         if self._upstream is not None:
             self._upstream.close(hard=True)
@@ -443,27 +444,26 @@ class Turns:
 
     def learn_from_head(self, pending: Pending, head: ResponseHead) -> None:
         """The head of the final answer has come: what does it hand out? Decides whether the body is kept."""
-        assert self.coupling is not None
-        if self.coupling.coupler.needs_response_body(head):
+        assert self._coupler is not None
+        pending.answer_read = self._coupler.needs_response_body(head)
+        if pending.answer_read:
             pending.answer_contents = []
-            released = self.coupling.coupler.shadow_head(
-                pending.id, self.client, self.connection_id, head, self._pump.now_s
-            )
+            released = self._coupler.shadow_head(pending.id, self.client, self.connection_id, head, self._pump.now_s)
             self._release(released)
         else:
             self._learn(pending, head, None)
 
     def _learn(self, pending: Pending, head: ResponseHead, content: bytes | None) -> None:
-        assert self.coupling is not None
-        released = self.coupling.coupler.shadow_response(
+        assert self._coupler is not None
+        released = self._coupler.shadow_response(
             pending.id, self.client, self.connection_id, head, content, self._pump.now_s
         )
         self._release(released)
 
     def learn(self, pending: Pending) -> None:
         """The answer to a request is complete: what does its body hand out?"""
-        if self.coupling is not None and pending.answer is not None:
-            if self.coupling.coupler.needs_response_body(pending.answer):
+        if self._coupler is not None and pending.answer is not None:
+            if pending.answer_read:
                 contents, pending.answer_contents = pending.answer_contents, None
                 self._learn(pending, pending.answer, None if contents is None else b"".join(contents))
             if self._production is not None and self._production.lost:
@@ -544,7 +544,7 @@ class Turns:
         if turn is not None:
             # Its head was good.
             self._answers.due.clear()
-            if turn.phase is not Phase.SKIPPING:
+            if turn.phase != Phase.SKIPPING:
                 self._give_up(turn)
             self._drop_upstream(hard=True)
         if self._framed:
@@ -569,7 +569,7 @@ class Turns:
             return
         self._downstream.note(failure)
         self._preparation.cancel(turn)
-        if self._framed and turn.phase is not Phase.SENDING:
+        if self._framed and turn.phase != Phase.SENDING:
             # The upstream has nothing of it.
             self.turn = None
             if turn in due:
@@ -615,8 +615,8 @@ class Turns:
 
     def _abandon(self, pending: Pending) -> None:
         pending.abandoned = True
-        if self.coupling is not None:
-            self._release(self.coupling.coupler.abandoned(pending.id))
+        if self._coupler is not None:
+            self._release(self._coupler.abandoned(pending.id))
         if self.scripted is not None:
             self.scripted.cut(pending)
 

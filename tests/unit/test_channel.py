@@ -99,3 +99,64 @@ def test_call_after_a_look_is_made_though_nothing_comes(pump):
         pump.serve()
         assert seen == ["called"]
         assert not epoll.poll(0)
+
+
+def test_what_is_sent_while_others_are_read_leaves_when_all_have_been(pump):
+    """One peer is awake before the next is sent to, instead of one being woken for each request."""
+    left = []
+
+    def on_data(end):
+        end.channel.send(b"an ")
+        end.channel.send(b"answer")
+        left.append(len(_read(first.theirs)))
+
+    first, second = End(pump, on_data), End(pump, on_data)
+    for end in (first, second):
+        end.theirs.setblocking(False)
+        end.theirs.send(b"a request")
+    pump.serve()
+    assert left == [0, 0]
+    for end in (first, second):
+        assert _read(end.theirs) == b"an answer"
+        end.close()
+
+
+def _read(sock):
+    try:
+        return sock.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+
+
+@pytest.mark.parametrize("how", ["much of it", "finish", "close", "detach", "a reader that is slow"])
+def test_what_is_sent_while_others_are_read_leaves_in_order(pump, how):
+    sent = b"".join(b"%d " % number for number in range(20_000 if how == "a reader that is slow" else 5_000))
+    size = 100_000 if how == "a reader that is slow" else 100
+
+    def on_data(end):
+        for at in range(0, len(sent), size):
+            end.channel.send(sent[at : at + size])
+        if how == "much of it":
+            received.extend(_read(end.theirs))
+            assert received
+        elif how == "finish":
+            end.channel.finish()
+        elif how == "close":
+            end.channel.close(hard=False)
+        elif how == "detach":
+            sock, waiting = end.channel.detach()
+            assert waiting == b""
+            received.extend(_read(end.theirs))
+            sock.close()
+
+    received = bytearray()
+    end = End(pump, on_data)
+    end.channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096 if how == "a reader that is slow" else 65536)
+    end.theirs.setblocking(False)
+    end.theirs.send(b"a request")
+    pump.serve()
+    while len(received) < len(sent):
+        received += _read(end.theirs)
+        pump.serve()
+    assert received == sent
+    end.close()

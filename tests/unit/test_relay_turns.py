@@ -1,14 +1,16 @@
 """One downstream connection of the framed relay, without sockets: what is read, and when."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from gopher.config import RelayConfig, UpstreamConfig
 from gopher.link import ProxyHeader
 from gopher.relay import downstream as downstream_module
+from gopher.relay import turns as turns_module
 from gopher.relay.answers import QUEUE_BYTES
 from gopher.relay.downstream import Downstream
 from gopher.relay.framed import Framed
-from gopher.relay.preparing import Preparation
 from gopher.relay.scripted import DROPPED
 from gopher.relay.tally import Tally
 
@@ -48,14 +50,31 @@ class Client:
         pass
 
 
+class DropsAll:
+    """Stands where scripts are told of a connection's requests: one of them drops each."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def begin(self, pending, *_, **__):
+        pending.slot = SimpleNamespace(exchange=SimpleNamespace(dropped=True))
+        return False
+
+    def sent(self, pending):
+        pass
+
+    def cut(self, pending):
+        pass
+
+
 @pytest.mark.parametrize("pipeline", [False, True])
 def test_client_that_takes_no_answers_is_not_read(monkeypatch, pipeline):
-    # As a script does that drops everything.
-    monkeypatch.setattr(Preparation, "begin", lambda self, pending: self._turns.drop(pending, 204, DROPPED, keep=True))
+    monkeypatch.setattr(turns_module, "ScriptedConnection", DropsAll)
     monkeypatch.setattr(downstream_module, "Channel", Client)
     upstream = UpstreamConfig(name="a", host="a", port=1)
     config = RelayConfig(ports=(1,), upstreams=(upstream,), marker="A: b", pipeline=pipeline)
     relay = Framed(config, [[]], Tally(), adopt=None)
+    relay.scripts = object()
     client = Downstream(relay, None, ProxyHeader(client=None, server=None), may_link=False).channel
     sent = 0
     while client.reading:
