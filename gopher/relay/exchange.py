@@ -265,6 +265,7 @@ class Message(Generic[HeadT]):
                 if self.source.get() == content:
                     return
             except BodyError:
+                # What cannot be had is replaced, whatever it was.
                 pass
         self.content = content
 

@@ -307,6 +307,7 @@ class _Threads:
             try:
                 token.run_sync_soon(self._returned, call)
             except trio.RunFinishedError:
+                # The relay has ended, and does not wait for functions that take too long.
                 return
             del call
 

@@ -74,6 +74,7 @@ def answer_bytes(status: int, reason: str, *, to_head: bool = False) -> bytes:
 
 def reset(sock: socket.socket) -> None:
     """Close by RST."""
+    # The other side may have been faster.
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     sock.close()

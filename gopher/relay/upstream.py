@@ -199,6 +199,7 @@ class UpstreamConnection:
         if not data:
             events: list[MessageEvent] = []
             if not self.deaf:
+                # An answer that is cut short is seen as one that is due, by whoever is told of the end.
                 with contextlib.suppress(RemoteProtocolError):
                     events = self._answers.end()
             if events:
