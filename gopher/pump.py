@@ -3,7 +3,8 @@
 Trio waits on the pump's epoll descriptor, not on each socket: ready sockets are then served in batches
 (`gopher._pump`, `gopher.relay._tunnel`), and only a connection that cannot go on by itself costs Python anything. After
 a batch a mirror's task rests for a moment, so that many answers are drained in one turn instead of one turn each; it
-does not rest while a socket has refused bytes that still wait.
+does not rest while a socket has refused bytes that still wait. While intake wakes up regularly it serves the sockets in
+passing, and the task rests on.
 """
 
 from __future__ import annotations
@@ -61,15 +62,11 @@ class ServingTask(Generic[ServedT]):
     Args:
         pump: what to serve.
         decide: called with (connection, outcome) for each one that `serve` reports; must close it or send it on.
-        rest_s: how long to rest after a batch.
     """
 
-    def __init__(
-        self, pump: SocketPump[ServedT], decide: Callable[[ServedT, int], None], *, rest_s: float = 0.0
-    ) -> None:
+    def __init__(self, pump: SocketPump[ServedT], decide: Callable[[ServedT, int], None]) -> None:
         self.pump = pump
         self._decide = decide
-        self._rest_s = rest_s
         self._served = trio.lowlevel.ParkingLot()
 
     async def run(self) -> None:
@@ -77,12 +74,11 @@ class ServingTask(Generic[ServedT]):
         while True:
             await trio.lowlevel.wait_readable(self.pump.epoll_fd)
             self.serve()
-            self._served.unpark_all()
-            if self._rest_s and not self.pump.blocked:
-                await trio.sleep(self._rest_s)
 
     def serve(self) -> None:
         """Serve whatever is ready now, each connection about once."""
+        if self._served:
+            self._served.unpark_all()
         budget = self.pump.open
         while True:
             served, decisions = self.pump.serve()
@@ -101,9 +97,37 @@ class ServingTask(Generic[ServedT]):
 
 
 class PumpTask(ServingTask["Connection"]):
-    """The task of a mirror's upstream connections, and their `Pump`. `decide`: as for `ServingTask`."""
+    """The task of a mirror's upstream connections, and their `Pump`.
+
+    Args:
+        decide: as for `ServingTask`.
+        rest_s: how long to rest after a batch.
+    """
 
     pump: Pump
 
     def __init__(self, decide: Callable[[Connection, int], None], rest_s: float = REST_S) -> None:
-        super().__init__(Pump(), decide, rest_s=rest_s)
+        super().__init__(Pump(), decide)
+        self._rest_s = rest_s
+        self._resting: trio.CancelScope | None = None
+
+    async def run(self) -> None:
+        """See `ServingTask`."""
+        while True:
+            await trio.lowlevel.wait_readable(self.pump.epoll_fd)
+            self.serve()
+            if not self.pump.blocked:
+                with trio.CancelScope(deadline=trio.current_time() + self._rest_s) as self._resting:
+                    await trio.sleep_forever()
+                self._resting = None
+
+    def serve_in_passing(self) -> None:
+        """For a task that is awake anyway, and will be soon again: if this one rests, serve in its place.
+
+        Waking up costs as much as serving some ten connections.
+        """
+        if self._resting is None:
+            return
+        self.serve()
+        rest_s = 0.0 if self.pump.blocked else 2 * self._rest_s
+        self._resting.deadline = trio.current_time() + rest_s

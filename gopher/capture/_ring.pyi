@@ -33,8 +33,12 @@ class Ring:
         ignore_outgoing: bool,
     ) -> None: ...
     def fileno(self) -> int: ...  # readable when there is a block
-    def next_block(self) -> tuple[bytes, int]:
-        """The packets of the next block.
+    def next_blocks(self, packets: int, size_bytes: int) -> tuple[bytes, int]:
+        """The packets of the next block, and of those after it that are there already, until they are so many.
+
+        Args:
+            packets: no block is added to so many packets,
+            size_bytes: or to so many bytes.
 
         Returns:
             (index as of `Batch` with offsets in this ring, bytes of all packets); an empty index if there is none now.

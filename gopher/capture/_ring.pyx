@@ -1,4 +1,4 @@
-"""The kernel's packet ring (TPACKET_V3), read where it is: no copy of a packet, one object for each block of them.
+"""The kernel's packet ring (TPACKET_V3), read where it is: no copy of a packet, one object for a turn of them.
 
 `gopher.capture.source.DeviceSource` stands on it in place of libpcap, which copies each packet and calls back for it.
 With `gopher._runs` it makes an upload cost half as much. Kernel documentation: networking/packet_mmap.rst; packet(7).
@@ -73,6 +73,7 @@ cdef extern from "<linux/if_packet.h>" nogil:
         uint32_t block_status
         uint32_t num_pkts
         uint32_t offset_to_first_pkt
+        uint32_t blk_len
     union tpacket_bd_header_u:
         tpacket_hdr_v1 bh1
     struct tpacket_block_desc:
@@ -242,63 +243,78 @@ cdef class Ring:
         _check(getsockopt(self._fd, SOL_PACKET, PACKET_STATISTICS, &counted, &size))
         return counted.tp_packets, counted.tp_drops
 
-    def next_block(self):
+    def next_blocks(self, uint32_t packets, Py_ssize_t size_bytes):
         cdef tpacket_block_desc* block
-        cdef tpacket3_hdr* packet
-        cdef const sockaddr_ll* link
-        cdef Record* record
+        cdef Record* first
+        cdef Record* last
         cdef bytes index
-        cdef uint32_t count, taken, length, offset
-        cdef Py_ssize_t total = 0
+        cdef uint32_t blocks, count
+        cdef Py_ssize_t size, total = 0
         cdef int failure = 0
-        cdef uint32_t size = sizeof(failure)
-        while self._lent < self._blocks:
-            block = <tpacket_block_desc*>(self._base + <Py_ssize_t>self._next * _BLOCK_BYTES)
-            if not gopher_load_acquire(&block.hdr.bh1.block_status) & TP_STATUS_USER:
+        cdef uint32_t failure_size = sizeof(failure)
+        while True:
+            blocks = count = 0
+            size = 0
+            while self._lent + blocks < self._blocks and count < packets and size < size_bytes:
+                block = self._block(self._next + blocks)
+                if not gopher_load_acquire(&block.hdr.bh1.block_status) & TP_STATUS_USER:
+                    break
+                count += block.hdr.bh1.num_pkts
+                size += block.hdr.bh1.blk_len
+                blocks += 1
+            if not blocks:
                 break
-            self._next = self._next + 1 if self._next + 1 < self._blocks else 0
-            self._lent += 1
-            count = block.hdr.bh1.num_pkts
             index = PyBytes_FromStringAndSize(NULL, count * <Py_ssize_t>sizeof(Record))
-            record = <Record*>PyBytes_AS_STRING(index)
-            packet = <tpacket3_hdr*>(<uint8_t*>block + block.hdr.bh1.offset_to_first_pkt)
-            for _ in range(count):
-                link = <const sockaddr_ll*>(<uint8_t*>packet + TPACKET_ALIGN(sizeof(tpacket3_hdr)))
-                if link.sll_pkttype != PACKET_OUTGOING or link.sll_ifindex != self._loopback:
-                    offset = <uint32_t>(<uint8_t*>packet + packet.tp_mac - self._base)
-                    length = packet.tp_snaplen
-                    if self._cooked:
-                        offset -= SLL_BYTES
-                        length += SLL_BYTES
-                        _write_sll(self._base + offset, link)
-                    elif packet.tp_status & TP_STATUS_VLAN_VALID and length >= ETHERNET_BYTES:
-                        offset -= TAG_BYTES
-                        length += TAG_BYTES
-                        _put_tag_back(self._base + offset, packet)
-                    record.seconds = packet.tp_sec
-                    record.microseconds = packet.tp_nsec // 1000
-                    record.offset = offset
-                    record.length = length
-                    record += 1
-                    total += length
-                packet = <tpacket3_hdr*>(<uint8_t*>packet + packet.tp_next_offset)
-            taken = <uint32_t>(record - <Record*>PyBytes_AS_STRING(index))
-            if taken:
+            first = last = <Record*>PyBytes_AS_STRING(index)
+            for _ in range(blocks):
+                last = self._read(self._block(self._next), last, &total)
+                self._next = self._next + 1 if self._next + 1 < self._blocks else 0
+                self._lent += 1
+            if last != first:
+                taken = last - first
                 return (index if taken == count else index[:taken * sizeof(Record)]), total
         # The device has gone down or away.
-        _check(getsockopt(self._fd, SOL_SOCKET, SO_ERROR, &failure, &size))
+        _check(getsockopt(self._fd, SOL_SOCKET, SO_ERROR, &failure, &failure_size))
         if failure:
             raise OSError(failure, os.strerror(failure))
         return b"", 0
 
+    cdef tpacket_block_desc* _block(self, uint32_t at) noexcept:
+        return <tpacket_block_desc*>(self._base + <Py_ssize_t>(at % self._blocks) * _BLOCK_BYTES)
+
+    cdef Record* _read(self, tpacket_block_desc* block, Record* record, Py_ssize_t* total) noexcept:
+        """Write the records of a block's packets; returns where the next one goes."""
+        cdef tpacket3_hdr* packet = <tpacket3_hdr*>(<uint8_t*>block + block.hdr.bh1.offset_to_first_pkt)
+        cdef const sockaddr_ll* link
+        cdef uint32_t length, offset
+        for _ in range(block.hdr.bh1.num_pkts):
+            link = <const sockaddr_ll*>(<uint8_t*>packet + TPACKET_ALIGN(sizeof(tpacket3_hdr)))
+            if link.sll_pkttype != PACKET_OUTGOING or link.sll_ifindex != self._loopback:
+                offset = <uint32_t>(<uint8_t*>packet + packet.tp_mac - self._base)
+                length = packet.tp_snaplen
+                if self._cooked:
+                    offset -= SLL_BYTES
+                    length += SLL_BYTES
+                    _write_sll(self._base + offset, link)
+                elif packet.tp_status & TP_STATUS_VLAN_VALID and length >= ETHERNET_BYTES:
+                    offset -= TAG_BYTES
+                    length += TAG_BYTES
+                    _put_tag_back(self._base + offset, packet)
+                record.seconds = packet.tp_sec
+                record.microseconds = packet.tp_nsec // 1000
+                record.offset = offset
+                record.length = length
+                record += 1
+                total[0] += length
+            packet = <tpacket3_hdr*>(<uint8_t*>packet + packet.tp_next_offset)
+        return record
+
     def release(self):
         cdef tpacket_block_desc* block
-        cdef uint32_t at
         if self._holders:
             return
         while self._lent:
-            at = (self._next + self._blocks - self._lent) % self._blocks
-            block = <tpacket_block_desc*>(self._base + <Py_ssize_t>at * _BLOCK_BYTES)
+            block = self._block(self._next + self._blocks - self._lent)
             gopher_store_release(&block.hdr.bh1.block_status, TP_STATUS_KERNEL)
             self._lent -= 1
 

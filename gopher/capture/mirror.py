@@ -236,7 +236,7 @@ class Mirror:
     async def handle(self, events: Iterable[Event]) -> None:
         """Act on events in their order. Waits only for upstreams that cannot keep up; else no checkpoint.
 
-        Must not be cancelled in the middle: shield it.
+        It is not cancelled in the middle: events in hand are accounts.
         """
         for event in events:
             # A live capture's patience is for the client's bytes.
@@ -385,7 +385,8 @@ class Mirror:
         while copy.connection is connection and queued:
             if self.hurry or not patience.permits(now_s, progress_at_s):
                 return False
-            await self.pump_task.wait_served(self.WAIT_SLICE_S)
+            with trio.CancelScope(shield=True):
+                await self.pump_task.wait_served(self.WAIT_SLICE_S)
             before_s, now_s = now_s, trio.current_time()
             patience.spend(now_s - before_s)
             before, queued = queued, waiting()

@@ -22,7 +22,7 @@ from gopher.capture.memory import within_memory
 from gopher.capture.mirror import Mirror
 from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.shares import worker_count
-from gopher.capture.source import FileSource, open_source
+from gopher.capture.source import TURN_BYTES, TURN_PACKETS, FileSource, open_source
 from gopher.config import CaptureConfig
 from gopher.control import Control, reloaded, summary
 from gopher.errors import CaptureError, ConfigError
@@ -45,11 +45,6 @@ __all__ = ["CaptureRun", "run_capture"]
 TICK_S: Final = 0.25
 # Under load there is always one more batch.
 LAST_LOOK_S: Final = 0.5
-# What a stream brings in one turn leaves in one send, and sends cost more than all the rest: at saturation turns of
-# 2048 packets took 0.6 to 0.9 of the CPU per request of a C loop that sends each request by itself, turns of 256 took
-# 1.4. Beyond that latency grows and little is saved.
-TURN_PACKETS: Final = 2048
-TURN_BYTES: Final = 1 << 20
 # A turn of the scheduler costs as much as some ten requests, so it comes after several turns of packets.
 TURNS_S: Final = 0.002
 # A wake-up that brings less was the kernel's clock; one that brings more was a block that is full, and the next ones
@@ -266,12 +261,15 @@ class CaptureRun:
             self._intake_scope.deadline = trio.current_time() + self._config.duration_s
         rest_s = 0.0 if self._from_file else self._config.source.wakeup_ms / 1000
         with self._intake_scope:
+            taken = 0
             while not self._source.finished:
-                await self._source.wait_readable()
-                woken_at_s = trio.current_time()
-                taken = await self._take(write)
                 if rest_s and taken >= BUSY_BYTES:
                     await trio.sleep_until(woken_at_s + rest_s)
+                else:
+                    await self._source.wait_readable()
+                woken_at_s = trio.current_time()
+                taken = await self._take(write)
+                self._mirror.pump_task.serve_in_passing()
         if not self._from_file:
             # What came before the end may still wait in the kernel, for as long as a block may be held back.
             with trio.move_on_after(LAST_LOOK_S):
@@ -282,16 +280,14 @@ class CaptureRun:
         """Handle what the source has now, up to a cancellation. Returns how many bytes of packets that were."""
         taken = 0
         while True:
-            # Batches in hand must not be forgotten: their events are accounts.
-            with trio.CancelScope(shield=True):
-                try:
-                    self._turn.acquire_nowait()  # `async with` would be a turn of the scheduler
-                except trio.WouldBlock:
-                    await self._turn.acquire()
-                try:
-                    some, more = await self._take_turns(write)
-                finally:
-                    self._turn.release()
+            try:
+                self._turn.acquire_nowait()  # `async with` would be a turn of the scheduler
+            except trio.WouldBlock:
+                await self._turn.acquire()
+            try:
+                some, more = await self._take_turns(write)
+            finally:
+                self._turn.release()
             taken += some
             if not more:
                 return taken
@@ -303,35 +299,35 @@ class CaptureRun:
         feed, handle = self._mirror.reassembler.feed, self._mirror.handle
         taken = 0
         until_s = time.monotonic() + TURNS_S
-        while batches := self._batches():
-            await handle(feed(*batches))
-            self._turned()
-            if write is not None:
-                for batch in batches:
-                    write(batch)
+        while True:
+            batches, size, full = self._batches()
+            if batches:
+                await handle(feed(*batches))
+                self._turned()
+                if write is not None:
+                    for batch in batches:
+                        write(batch)
+                taken += size
+            # A block of which nothing was wanted has been given out, too.
             self._source.release()
-            taken += sum([batch.size_bytes for batch in batches])
-            if time.monotonic() >= until_s:
-                return taken, True
-        # A block of which nothing was wanted has been given out, too.
-        self._source.release()
-        return taken, False
+            if not full or time.monotonic() >= until_s:
+                return taken, full
 
     def _turned(self) -> None:
         """A turn of packets has been handled."""
 
-    def _batches(self) -> list[Batch]:
-        """What the source has now, as far as one turn goes; empty if it has nothing."""
+    def _batches(self) -> tuple[list[Batch], int, bool]:
+        """What the source has now, as far as one turn goes, its bytes, and whether there may be more."""
         batches: list[Batch] = []
         packets = size = 0
         while packets < TURN_PACKETS and size < TURN_BYTES:
             batch = self._source.next_batch()
             if not batch.index:
-                break
+                return batches, size, False
             batches.append(batch)
             packets += len(batch.index) // INDEX_RECORD_BYTES
             size += batch.size_bytes
-        return batches
+        return batches, size, True
 
     async def _end_intake(self) -> None:
         mirror = self._mirror
@@ -347,8 +343,7 @@ class CaptureRun:
             self._mirror.tick()
             if not self._from_file:
                 async with self._turn:
-                    with trio.CancelScope(shield=True):
-                        await self._mirror.handle(self._mirror.reassembler.expire(time.time_ns()))
+                    await self._mirror.handle(self._mirror.reassembler.expire(time.time_ns()))
 
     # -- end -------------------------------------------------------------------------------------------------------
 
