@@ -129,5 +129,9 @@ class PumpTask(ServingTask["Connection"]):
         if self._resting is None:
             return
         self.serve()
-        rest_s = 0.0 if self.pump.blocked else 2 * self._rest_s
-        self._resting.deadline = trio.current_time() + rest_s
+        now_s = trio.current_time()
+        if self.pump.blocked:
+            self._resting.deadline = now_s
+        elif self._resting.deadline < now_s + 2 * self._rest_s:
+            # So far ahead that it need not be moved each time.
+            self._resting.deadline = now_s + 4 * self._rest_s

@@ -52,3 +52,14 @@ class Ring:
 
     def statistics(self) -> tuple[int, int]: ...  # since the last call: packets that came, and those dropped of them
     def close(self) -> None: ...
+
+@final
+class Timer:
+    """A descriptor that is readable from some time on.
+
+    To be woken by one costs a third of what `trio.sleep_until` does, whose end is an exception.
+    """
+
+    def fileno(self) -> int: ...
+    def set(self, at_s: float) -> None:
+        """From when on, by `time.monotonic`. Until then it is not readable."""

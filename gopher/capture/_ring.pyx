@@ -16,6 +16,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memmove, memset
+from posix.time cimport CLOCK_MONOTONIC, timespec
 
 from gopher._sockets cimport SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_ERROR, close, getsockopt, setsockopt, \
     sockaddr, socket
@@ -97,6 +98,13 @@ cdef extern from "<linux/if_packet.h>" nogil:
     enum: PACKET_MR_PROMISC, PACKET_OUTGOING, TPACKET_V3
     int TPACKET_ALIGN(int size)
     enum: TP_STATUS_USER, TP_STATUS_KERNEL, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    struct itimerspec:
+        timespec it_value
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec* setting, itimerspec* before)
+    enum: TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME
 
 cdef extern from *:
     """
@@ -317,6 +325,36 @@ cdef class Ring:
             block = self._block(self._next + self._blocks - self._lent)
             gopher_store_release(&block.hdr.bh1.block_status, TP_STATUS_KERNEL)
             self._lent -= 1
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Timer:
+    """A descriptor that is readable from some time on. See the stub."""
+
+    cdef int _fd
+
+    def __cinit__(self):
+        self._fd = -1
+
+    def __init__(self):
+        if self._fd >= 0:
+            raise RuntimeError("a Timer is initialised once")
+        self._fd = _check(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC))
+
+    def __dealloc__(self):
+        if self._fd >= 0:
+            close(self._fd)
+
+    def fileno(self):
+        return self._fd
+
+    def set(self, double at_s):
+        cdef itimerspec setting
+        memset(&setting, 0, sizeof(setting))
+        setting.it_value.tv_sec = <long>at_s
+        setting.it_value.tv_nsec = <long>((at_s - setting.it_value.tv_sec) * 1e9)
+        _check(timerfd_settime(self._fd, TFD_TIMER_ABSTIME, &setting, NULL))
 
 
 cdef int _check(int result) except -1:

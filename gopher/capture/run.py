@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gopher.capture._ring import Timer
 from gopher.capture.console import Console
 from gopher.capture.memory import within_memory
 from gopher.capture.mirror import Mirror
@@ -181,6 +182,27 @@ def _wildcard_listeners() -> set[int]:
     return ports
 
 
+class Turn:
+    """A lock: whose turn it is to make and handle events. `trio.Lock` costs as much as a small turn does.
+
+    Checkpoint: only while somebody else has it.
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    async def __aenter__(self) -> None:
+        while self._taken:
+            await self._waiting.park()
+        self._taken = True
+
+    async def __aexit__(self, *_: object) -> None:
+        self._taken = False
+        if self._waiting:
+            self._waiting.unpark()
+
+
 class CaptureRun:
     """One process's capture, or one worker's share of it.
 
@@ -213,7 +235,7 @@ class CaptureRun:
         self._mirror = Mirror(config, addresses, source, can_wait=self._from_file, own=own)
         self._console = Console(config, source.name, self._mirror.snapshot)
         control.log = self._console.log
-        self._turn = trio.Lock()
+        self._turn = Turn()
         self._intake_scope = trio.CancelScope()
         self._drain_scope = trio.CancelScope()
 
@@ -260,14 +282,16 @@ class CaptureRun:
         if self._config.duration_s is not None:
             self._intake_scope.deadline = trio.current_time() + self._config.duration_s
         rest_s = 0.0 if self._from_file else self._config.source.wakeup_ms / 1000
+        timer = Timer()
         with self._intake_scope:
             taken = 0
             while not self._source.finished:
                 if rest_s and taken >= BUSY_BYTES:
-                    await trio.sleep_until(woken_at_s + rest_s)
+                    timer.set(woken_at_s + rest_s)
+                    await trio.lowlevel.wait_readable(timer.fileno())
                 else:
                     await self._source.wait_readable()
-                woken_at_s = trio.current_time()
+                woken_at_s = time.monotonic()
                 taken = await self._take(write)
                 self._mirror.pump_task.serve_in_passing()
         if not self._from_file:
@@ -280,14 +304,8 @@ class CaptureRun:
         """Handle what the source has now, up to a cancellation. Returns how many bytes of packets that were."""
         taken = 0
         while True:
-            try:
-                self._turn.acquire_nowait()  # `async with` would be a turn of the scheduler
-            except trio.WouldBlock:
-                await self._turn.acquire()
-            try:
+            async with self._turn:
                 some, more = await self._take_turns(write)
-            finally:
-                self._turn.release()
             taken += some
             if not more:
                 return taken
