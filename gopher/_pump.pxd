@@ -43,6 +43,10 @@ cdef class Pump:
     cdef readonly int blocked           # connections with bytes that their socket refused
     cdef public int64_t captured_ns     # when the bytes that are being written were captured, since 1970; 0: unknown
     cdef char* _scratch                 # owned; answers are read into it and forgotten
+    cdef list _new                      # connections that `serve` has not looked at and that are not registered
+    cdef int _bell_fd                   # makes the pump readable when there are some
+
+    cdef int _announce(self, Connection connection) except -1
 
 
 cdef class Connection:
@@ -65,11 +69,14 @@ cdef class Connection:
     cdef bint _wants_write              # for EPOLLOUT, too
     cdef bint _lazy                     # reported only when much has been answered
     cdef bint _half_closed
+    cdef int _sends                     # 0, 1, or 2 for more
     cdef readonly bint finishing
     cdef public bint reset_at_end       # the caller's: how to close when finished
     cdef public int attempts_left       # the caller's: addresses not tried yet
 
     cdef int _watch(self, bint write)
+    cdef int _first_look(self)
+    cdef void _before_send(self) noexcept
     cdef void _append(self, bytes data, Py_ssize_t overhead, Py_ssize_t taken)
     cdef void _count_memory(self, Py_ssize_t length) noexcept
     cdef void _wake_at(self, int length)

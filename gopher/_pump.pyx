@@ -32,10 +32,11 @@ from gopher.http.framing cimport (
 
 from gopher._runs cimport ByteRun
 from gopher._sockets cimport (
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, IPPROTO_TCP,
-    MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, SHUT_WR, SIOCOUTQ, SO_ERROR, SO_LINGER, SO_RCVLOWAT, SOCK_CLOEXEC,
-    SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, close, connect, epoll_create1, epoll_ctl, epoll_event,
-    epoll_wait, getsockopt, ioctl, linger, msghdr, recv, send, sendmsg, setsockopt, shutdown, sockaddr, socket,
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
+    EPOLLOUT, EPOLLRDHUP, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, SHUT_WR, SIOCOUTQ, SO_ERROR, SO_LINGER,
+    SO_RCVLOWAT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, close, connect, epoll_create1,
+    epoll_ctl, epoll_event, epoll_wait, eventfd, eventfd_write, getsockopt, ioctl, linger, msghdr, recv, send, sendmsg,
+    setsockopt, shutdown, sockaddr, socket,
 )
 
 cdef enum:
@@ -171,20 +172,32 @@ cdef class Pump:
     """One epoll descriptor and the connections on it."""
 
     def __cinit__(self):
-        self.epoll_fd = -1
+        self.epoll_fd = self._bell_fd = -1
         self._scratch = NULL
 
     def __init__(self):
+        cdef epoll_event event
+        self._new = []
         self._scratch = <char*>PyMem_Malloc(SCRATCH_BYTES)
         if self._scratch == NULL:
             raise MemoryError
         self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll_fd < 0:
             raise OSError(errno, "epoll_create1 failed")
+        self._bell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self._bell_fd < 0:
+            raise OSError(errno, "eventfd failed")
+        memset(&event, 0, sizeof(event))
+        # By edges, so that it need not be read.
+        event.events = EPOLLIN | EPOLLET
+        if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, self._bell_fd, &event):
+            raise OSError(errno, "epoll_ctl failed")
 
     def __dealloc__(self):
         if self.epoll_fd >= 0:
             close(self.epoll_fd)
+        if self._bell_fd >= 0:
+            close(self._bell_fd)
         PyMem_Free(self._scratch)
 
     def fileno(self):
@@ -204,14 +217,33 @@ cdef class Pump:
         cdef int i, outcome
         cdef Connection connection
         cdef list decisions = []
+        cdef list new
         # Nothing is closed in this loop, so every pointer stays valid: a registered connection owns a reference to
         # itself until `close`.
         for i in range(ready):
+            if events[i].data.ptr == NULL:
+                continue  # the bell
             connection = <Connection><PyObject*>events[i].data.ptr
             outcome = connection._ready(events[i].events)
             if outcome != _NOTHING:
                 decisions.append((connection, outcome))
+        if self._new:
+            new, self._new = self._new, []
+            for connection in new:
+                outcome = connection._first_look()
+                if outcome != _NOTHING:
+                    decisions.append((connection, outcome))
         return (ready if ready > 0 else 0), decisions
+
+    cdef int _announce(self, Connection connection) except -1:
+        """Have `serve` look at a connection that has sent all it has, and register it only if it has no answer yet.
+
+        Who sends one request a connection has the answers of one batch when the next one comes.
+        """
+        if not self._new:
+            eventfd_write(self._bell_fd, 1)
+        self._new.append(connection)
+        return 0
 
 
 cdef class Connection:
@@ -256,25 +288,23 @@ cdef class Connection:
         """Start to connect. `address`: a packed sockaddr.
 
         `write_follows`: the caller writes right after this, and the pump need not know of the connection before: on a
-        short path that write finds it up, and it is registered once instead of twice.
+        short path that write finds it up, and it is registered once instead of twice, or not at all.
 
         Returns:
             0, or a negative errno with nothing left open. The result of the attempt shows in `write` or in
             `Pump.serve`. A connection whose attempt failed may dial again; what is queued is kept.
         """
-        cdef int one = 1
         cdef int failure
         cdef int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
         if fd < 0:
             return -errno
-        # A captured run is written as one piece when it was captured; holding its tail back gains nothing.
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
         if connect(fd, <sockaddr*>PyBytes_AS_STRING(address), <uint32_t>PyBytes_GET_SIZE(address)) and \
                 errno != EINPROGRESS:
             failure = errno
             close(fd)
             return -failure
         self._fd = fd
+        self._sends = 0
         self._connecting = True
         failure = 0 if write_follows else self._watch(True)
         if failure:
@@ -361,6 +391,7 @@ cdef class Connection:
             if not self._lazy and self.answered:
                 self._lazy = True
                 self._wake_at(LAZY_BYTES)
+            self._before_send()
             if run is not None:
                 taken = _send_run(self._fd, run)
             else:
@@ -382,7 +413,9 @@ cdef class Connection:
                 if taken == length:
                     if overhead < length:
                         self.ledger._note_latency(self._pump.captured_ns)
-                    return self._watch(False) if self._wants_write or not self._registered else 0
+                    if not self._registered:
+                        self._pump._announce(self)
+                    return self._watch(False) if self._wants_write else 0
         if run is not None:
             # What the socket did not take has to leave the batch. Of a whole run upstreams share one copy.
             self._append(run.join_from(taken) if taken else run.join(), 0, 0)
@@ -452,6 +485,28 @@ cdef class Connection:
         self._wants_write = write
         return 0
 
+    cdef int _first_look(self):
+        """The pump may know of this connection from now on. Returns what `Pump.serve` reports, or _NOTHING."""
+        cdef int outcome
+        if self._fd < 0 or self._registered:
+            return _NOTHING
+        if self.finishing:
+            outcome = self._drain()
+            if outcome == _NOTHING:
+                outcome = self._finish_step()
+            if outcome != _NOTHING:
+                return outcome
+        return self._watch(False)
+
+    cdef void _before_send(self) noexcept:
+        cdef int one = 1
+        # A captured run is written as one piece when it was captured; holding its tail back gains nothing. The first
+        # one goes out whole in any case: only a small segment that is not acknowledged yet holds others back.
+        if self._sends < 2:
+            self._sends += 1
+            if self._sends == 2:
+                setsockopt(self._fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+
     cdef void _wake_at(self, int length):
         """Be reported as readable once this much can be read, or the peer has closed."""
         setsockopt(self._fd, SOL_SOCKET, SO_RCVLOWAT, &length, sizeof(length))
@@ -464,6 +519,7 @@ cdef class Connection:
         while self.queued:
             data, overhead, captured_ns = self._queue[0]
             length = PyBytes_GET_SIZE(data) - self._head
+            self._before_send()
             taken = send(self._fd, PyBytes_AS_STRING(data) + self._head, length, MSG_DONTWAIT | MSG_NOSIGNAL)
             if taken < 0:
                 if errno == EINTR:

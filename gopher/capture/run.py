@@ -292,8 +292,9 @@ class CaptureRun:
                 else:
                     await self._source.wait_readable()
                 woken_at_s = time.monotonic()
-                taken = await self._take(write)
+                # First, as what was sent last time is answered by now.
                 self._mirror.pump_task.serve_in_passing()
+                taken = await self._take(write)
         if not self._from_file:
             # What came before the end may still wait in the kernel, for as long as a block may be held back.
             with trio.move_on_after(LAST_LOOK_S):
