@@ -64,7 +64,8 @@ cdef class Connection:
     cdef readonly int64_t answered      # bytes read
     cdef uint64_t _base                 # index of the first request on this connection
     cdef int _fd
-    cdef bint _connecting
+    cdef readonly bint closed           # there is no descriptor: not dialled yet, or hung up
+    cdef readonly bint connecting       # the upstream has not accepted the connection yet
     cdef bint _registered               # with the pump's epoll descriptor
     cdef bint _wants_write              # for EPOLLOUT, too
     cdef bint _lazy                     # reported only when much has been answered
@@ -85,4 +86,7 @@ cdef class Connection:
     cdef int _finish_step(self)
     cdef int _ready(self, unsigned int events)
     cdef int _write(self, data, Py_ssize_t overhead)
+    cpdef int dial(self, int family, bytes address, bint write_follows=*)
     cpdef int write(self, data)
+    cpdef int finish(self)
+    cpdef hang_up(self, bint hard)

@@ -213,13 +213,19 @@ cdef class Pump:
             closes each of them, or it is reported again.
         """
         cdef epoll_event events[EVENTS_PER_CALL]
-        cdef int ready = epoll_wait(self.epoll_fd, events, EVENTS_PER_CALL, 0)
-        cdef int i, outcome
+        cdef int i, ready, outcome
         cdef Connection connection
         cdef list decisions = []
         cdef list new
-        # Nothing is closed in this loop, so every pointer stays valid: a registered connection owns a reference to
-        # itself until `close`.
+        # Nothing is closed in these loops, so every pointer stays valid: a registered connection owns a reference to
+        # itself until `hang_up`.
+        if self._new:
+            new, self._new = self._new, []
+            for connection in new:
+                outcome = connection._first_look()
+                if outcome != _NOTHING:
+                    decisions.append((connection, outcome))
+        ready = epoll_wait(self.epoll_fd, events, EVENTS_PER_CALL, 0)
         for i in range(ready):
             if events[i].data.ptr == NULL:
                 continue  # the bell
@@ -227,12 +233,6 @@ cdef class Pump:
             outcome = connection._ready(events[i].events)
             if outcome != _NOTHING:
                 decisions.append((connection, outcome))
-        if self._new:
-            new, self._new = self._new, []
-            for connection in new:
-                outcome = connection._first_look()
-                if outcome != _NOTHING:
-                    decisions.append((connection, outcome))
         return (ready if ready > 0 else 0), decisions
 
     cdef int _announce(self, Connection connection) except -1:
@@ -259,6 +259,7 @@ cdef class Connection:
 
     def __cinit__(self):
         self._fd = -1
+        self.closed = True
 
     def __init__(self, Pump pump not None, Ledger ledger not None, RequestFramer requests not None, base, owner):
         self._pump = pump
@@ -274,17 +275,7 @@ cdef class Connection:
         if self._fd >= 0:
             close(self._fd)
 
-    @property
-    def closed(self):
-        """Whether there is no descriptor: not dialled yet, or closed."""
-        return self._fd < 0
-
-    @property
-    def connecting(self):
-        """Whether the upstream has not accepted the connection yet."""
-        return self._connecting
-
-    def dial(self, int family, bytes address not None, bint write_follows=False):
+    cpdef int dial(self, int family, bytes address, bint write_follows=False):
         """Start to connect. `address`: a packed sockaddr.
 
         `write_follows`: the caller writes right after this, and the pump need not know of the connection before: on a
@@ -295,7 +286,10 @@ cdef class Connection:
             `Pump.serve`. A connection whose attempt failed may dial again; what is queued is kept.
         """
         cdef int failure
-        cdef int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+        cdef int fd
+        if address is None:
+            raise TypeError("address must be bytes")
+        fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
         if fd < 0:
             return -errno
         if connect(fd, <sockaddr*>PyBytes_AS_STRING(address), <uint32_t>PyBytes_GET_SIZE(address)) and \
@@ -305,11 +299,13 @@ cdef class Connection:
             return -failure
         self._fd = fd
         self._sends = 0
-        self._connecting = True
+        self.connecting = True
+        self.closed = False
         failure = 0 if write_follows else self._watch(True)
         if failure:
             close(fd)
             self._fd = -1
+            self.closed = True
             return failure
         Py_INCREF(self)
         self._pump.open += 1
@@ -322,14 +318,14 @@ cdef class Connection:
         Where others were sent after them this is too many, by as many at most.
         """
         cdef int length = 0
-        if self._fd >= 0 and not self._connecting:
+        if self._fd >= 0 and not self.connecting:
             ioctl(self._fd, SIOCOUTQ, &length)
             # The kernel computes write_seq - snd_una, in which our own FIN is one more byte.
             if self._half_closed and length:
                 length -= 1
         return min(<int64_t>length, self.sent)
 
-    def hang_up(self, bint hard):
+    cpdef hang_up(self, bint hard):
         """Close the descriptor; what is queued stays queued. `hard`: by RST, whatever the kernel still holds."""
         cdef linger reset
         if self._fd < 0:
@@ -338,11 +334,12 @@ cdef class Connection:
             reset.l_onoff = 1
             reset.l_linger = 0
             setsockopt(self._fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset))
-        if self._wants_write and not self._connecting:
+        if self._wants_write and not self.connecting:
             self._pump.blocked -= 1
         close(self._fd)
         self._fd = -1
-        self._wants_write = self._connecting = self._registered = False
+        self._wants_write = self.connecting = self._registered = False
+        self.closed = True
         self._pump.open -= 1
         self.ledger.open -= 1
         Py_DECREF(self)
@@ -405,8 +402,8 @@ cdef class Connection:
             else:
                 self.sent += _behind(overhead, 0, taken)
                 self.ledger.delivered += _behind(overhead, 0, taken)
-                if self._connecting:
-                    self._connecting = False
+                if self.connecting:
+                    self.connecting = False
                     self.ledger.established += 1
                     if self._wants_write:
                         self._pump.blocked += 1
@@ -433,7 +430,7 @@ cdef class Connection:
             return _OVER_TOTAL
         return 0
 
-    def finish(self):
+    cpdef int finish(self):
         """No more bytes will come: deliver what is queued, wait for the answers that are due, then report.
 
         A stream that ends between two requests gets its answers first, because many servers take an early FIN for a
@@ -480,7 +477,7 @@ cdef class Connection:
         if epoll_ctl(self._pump.epoll_fd, operation, self._fd, &event):
             return -errno
         self._registered = True
-        if not self._connecting and write != self._wants_write:
+        if not self.connecting and write != self._wants_write:
             self._pump.blocked += 1 if write else -1
         self._wants_write = write
         return 0
@@ -572,7 +569,7 @@ cdef class Connection:
         return 0
 
     cdef int _finish_step(self):
-        if self.queued or self._connecting or self._fd < 0:
+        if self.queued or self.connecting or self._fd < 0:
             return _NOTHING
         cdef const HttpFramer* asked = &self._requests.c
         if not asked.opaque and asked.started > self._base and asked.completed == asked.started:
@@ -586,13 +583,13 @@ cdef class Connection:
     cdef int _ready(self, unsigned int events):
         cdef int outcome, failure = 0
         cdef uint32_t size = sizeof(failure)
-        if self._connecting:
+        if self.connecting:
             if events & (EPOLLERR | EPOLLHUP):
                 getsockopt(self._fd, SOL_SOCKET, SO_ERROR, &failure, &size)
                 return -failure
             if not events & EPOLLOUT:
                 return _NOTHING
-            self._connecting = False
+            self.connecting = False
             self.ledger.established += 1
             self._pump.blocked += 1
         if events & EPOLLOUT:

@@ -1,10 +1,12 @@
 # Makes an extension type of Mirror, whose `_act` every event goes through.
 
+cimport cython
 from libc.stdint cimport int64_t
 
 from gopher._fastpath cimport Flow, FlowClosed, FlowOpened, Reassembler, StreamData, StreamEnded, StreamGap
-from gopher._pump cimport Pump
+from gopher._pump cimport Connection, Pump
 from gopher.upstreams.stream cimport MirroredStream
+from gopher.upstreams.upstream cimport StreamCopy, Upstream
 
 
 cdef class Mirror:
@@ -12,6 +14,9 @@ cdef class Mirror:
     cdef readonly Reassembler reassembler
     cdef Pump _pump
     cdef bint _can_wait
+    cdef list _active
+    cdef int64_t _max_connections
+    cdef double _sample_ratio
     cdef list _relays
     cdef bint _framed
     cdef frozenset _own_ports
@@ -27,7 +32,11 @@ cdef class Mirror:
     cdef list _act(self, event)
     cdef list _pass_on(self, StreamData event)
     cdef bint _is_ignored(self, Flow flow)
+    cdef bint _sampled(self, Flow flow)
+    @cython.locals(upstream=Upstream)
     cdef _open_stream(self, Flow flow)
+    @cython.locals(copy=StreamCopy)
+    cpdef _decide(self, Connection connection, int outcome)
     cdef list _framed_copies(self, Flow flow)
     cdef _end_stream(self, Flow flow)
     cdef _close_stream(self, Flow flow, str reason)

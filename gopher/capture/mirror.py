@@ -176,7 +176,11 @@ class Mirror:
         self._own_ports = frozenset(port for _, port in own)
 
     def _look_at_upstreams(self) -> None:
-        self._relays = [upstream for upstream in self._roster.active if isinstance(upstream, RelayUpstream)]
+        # What is looked at for every connection.
+        self._active = self._roster.active
+        self._max_connections = self.config.mirror.max_connections
+        self._sample_ratio = self.config.mirror.sample_ratio
+        self._relays = [upstream for upstream in self._active if isinstance(upstream, RelayUpstream)]
         self._framed = any(relay.framed for relay in self._relays)
         credit_s = None if self._can_wait else self.live_credit_s(self.config.source.ring_room_bytes)
         stall_s = self.FILE_STALL_S if self._can_wait else self.LIVE_STALL_S
@@ -303,17 +307,16 @@ class Mirror:
         return own or out
 
     def _sampled(self, flow: Flow) -> bool:
-        ratio = self.config.mirror.sample_ratio
-        if ratio >= 1:
+        if self._sample_ratio >= 1:
             return True
         # By client address, so that all connections of a client are in or out, on every gopher alike.
-        return place_of(flow.client[0]) < ratio
+        return place_of(flow.client[0]) < self._sample_ratio
 
     def _open_stream(self, flow: Flow) -> MirroredStream | ShedStreams:
         self._streams += 1
         place = 0.0 if self._governor is None else self._places.place(flow)
         shed = None
-        if len(self._open) >= self.config.mirror.max_connections:
+        if len(self._open) >= self._max_connections:
             shed = self._too_many
         elif self._governor is not None and place >= self._governor.share:
             shed = self._too_busy
@@ -321,7 +324,7 @@ class Mirror:
             shed.begin()
             flow.context = shed
             return shed
-        copies = [upstream.copy(flow) for upstream in self._roster.active]
+        copies = [upstream.copy(flow) for upstream in self._active]
         stream = MirroredStream(copies, midway=not flow.began_with_syn, place=place)
         flow.context = stream
         self._open.add(stream)

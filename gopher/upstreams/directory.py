@@ -71,7 +71,7 @@ class DirectoryUpstream(Upstream):
         assert isinstance(connection, FileOutlet)
         connection.owner.lost(connection, "write_failed")
 
-    def finish(self, connection: Outlet, *, reset: bool = False) -> None:
+    def finish(self, connection: Outlet, reset: bool = False) -> None:
         """See `Upstream.finish`."""
         assert isinstance(connection, FileOutlet)
         connection.owner.done(connection, reset=reset)

@@ -1,7 +1,10 @@
 # Makes an extension type of MirroredStream, which is touched for every run of bytes and every connection.
 
+cimport cython
+
 from gopher._pump cimport Budget
 from gopher.http.framing cimport RequestFramer
+from gopher.upstreams.upstream cimport StreamCopy
 
 
 cdef class MirroredStream:
@@ -16,10 +19,12 @@ cdef class MirroredStream:
     cdef bytes _held
     cdef Budget _memory
 
+    @cython.locals(copy=StreamCopy)
     cpdef list write(self, data)
     cdef _join(self, bytes data, str reason)
     cdef _hold(self, bytes data)
     cdef _skip(self, str reason, Py_ssize_t length)
+    @cython.locals(copy=StreamCopy)
     cpdef finish(self)
     cpdef reset(self)
     cdef _drop_held(self)

@@ -1,7 +1,9 @@
 # Makes extension types of what tcp.py does for every connection.
 
+cimport cython
+
 from gopher._pump cimport Connection, Pump
-from gopher.upstreams.upstream cimport Upstream
+from gopher.upstreams.upstream cimport StreamCopy, Upstream
 
 
 cdef class Address:
@@ -20,6 +22,9 @@ cdef class Backoff:
     cdef double _retry_at_s
     cdef bint _probing
 
+    cpdef bint permits(self, double now_s)
+    cpdef succeeded(self)
+
 
 cdef class TcpUpstream(Upstream):
     cdef readonly list addresses
@@ -33,8 +38,14 @@ cdef class TcpUpstream(Upstream):
     cdef object _connecting
     cdef object _lingering
 
+    cpdef Connection _open(self, StreamCopy copy, base, requests)
+    @cython.locals(copy=StreamCopy, address=Address, oldest=Connection)
     cpdef int _dial(self, Connection connection, double now_s, bint write_follows=*) except? -1
     cdef str _dial_failed(self, int failure)
+    @cython.locals(oldest=Connection)
+    cdef _finish(self, Connection connection, bint reset)
+    @cython.locals(copy=StreamCopy)
+    cdef _outcome(self, Connection connection, int outcome)
     cdef _failed(self, str reason)
     cdef _notice_recovery(self)
     cdef _recovered(self)

@@ -191,7 +191,10 @@ class TcpUpstream(Upstream):
             address = self.addresses[self._preferred].at(self.config.port or copy.port)
             failure = connection.dial(address.family, address.sockaddr, write_follows)
             if failure == 0:
-                while self._connecting and not self._connecting[0][1].connecting:
+                while self._connecting:
+                    oldest = self._connecting[0][1]
+                    if oldest.connecting:
+                        break
                     self._connecting.popleft()
                 self._connecting.append((now_s + self._connect_timeout_s, connection))
                 return 0
@@ -230,11 +233,14 @@ class TcpUpstream(Upstream):
     def outcome(self, connection: Outlet, outcome: int) -> None:
         """See `Upstream.outcome`."""
         assert isinstance(connection, Connection)
+        self._outcome(connection, outcome)
+
+    def _outcome(self, connection: Connection, outcome: int) -> None:
         copy = connection.owner
         assert isinstance(copy, StreamCopy)
         if outcome == FINISHED or (outcome == PEER_CLOSED and connection.finishing and not connection.queued):
             self._recovered()
-            copy.done(connection, reset=connection.reset_at_end)
+            copy.done(connection, connection.reset_at_end)
             return
         if connection.connecting:
             self._retry(connection, copy, outcome)
@@ -258,15 +264,21 @@ class TcpUpstream(Upstream):
                 return
         copy.lost(connection, self._dial_failed(failure))
 
-    def finish(self, connection: Outlet, *, reset: bool = False) -> None:
+    def finish(self, connection: Outlet, reset: bool = False) -> None:
         """See `Upstream.finish`."""
         assert isinstance(connection, Connection)
+        self._finish(connection, reset)
+
+    def _finish(self, connection: Connection, reset: bool) -> None:
         connection.reset_at_end = reset
         outcome = connection.finish()
         if outcome:
             self.outcome(connection, outcome)
         else:
-            while self._lingering and self._lingering[0][1].closed:
+            while self._lingering:
+                oldest = self._lingering[0][1]
+                if not oldest.closed:
+                    break
                 self._lingering.popleft()
             self._lingering.append((self.clock() + self._linger_s, connection))
 

@@ -2,14 +2,18 @@
 
 from libc.stdint cimport int64_t
 
+from gopher._fastpath cimport Flow
 from gopher._pump cimport Ledger
 
+
+cdef class StreamCopy
 
 cdef class Upstream:
     cdef readonly object config
     cdef readonly object clock
     cdef readonly object rate
     cdef object _limits
+    cdef int64_t _max_connections
     cdef readonly Ledger ledger
     cdef readonly int64_t connections_captured
     cdef readonly int64_t connections_delivered
@@ -20,6 +24,11 @@ cdef class Upstream:
     cdef public double added_s
     cdef public object removed_s
 
+    cpdef copy(self, Flow flow)
+    cpdef str refusal(self)
+    cpdef connect(self, StreamCopy copy, base, requests)
+    cpdef outcome(self, connection, int outcome)
+    cpdef finish(self, connection, bint reset=*)
     cpdef settle(self, str shed_reason)
 
 
@@ -44,6 +53,7 @@ cdef class StreamCopy:
     cpdef give_up(self, str reason)
     cpdef cut(self, connection, str reason)
     cpdef lost(self, connection, str reason)
+    cpdef done(self, connection, bint reset=*)
     cpdef expire(self, connection, str reason)
     cdef _sever(self, connection, str reason)
     cdef _drop(self, connection, str reason, int64_t unaccepted)

@@ -202,7 +202,7 @@ class StreamCopy:
             return
         if whole:
             connection, self.connection = self.connection, None
-            self.upstream.finish(connection, reset=True)
+            self.upstream.finish(connection, True)
         else:
             self.cut(self.connection, reason)
 
@@ -226,7 +226,7 @@ class StreamCopy:
         self._sever(connection, reason)
         self._settle()
 
-    def done(self, connection: Outlet, *, reset: bool = False) -> None:
+    def done(self, connection: Outlet, reset: bool = False) -> None:
         """A finishing connection has got its answers."""
         connection.hang_up(reset)
         self._parts -= 1
@@ -280,6 +280,7 @@ class Upstream:
         self.config = config
         self.clock = clock
         self._limits = limits
+        self._max_connections = limits.max_connections
         self.rate: RateLimit | None = None
         if limits.max_bytes_per_s is not None or limits.max_connections_per_s is not None:
             self.rate = RateLimit(limits.max_bytes_per_s, limits.max_connections_per_s)
@@ -301,11 +302,12 @@ class Upstream:
     def bound(self, limits: MirrorConfig) -> None:
         """Keep these bounds from now on. What its open connections have queued stays."""
         self._limits = limits
+        self._max_connections = limits.max_connections
         self.ledger.limit = limits.upstream_memory_bytes
 
     def refusal(self) -> str | None:
         """Why no connection may be opened now; None if one may."""
-        if self.ledger.open >= self._limits.max_connections:
+        if self.ledger.open >= self._max_connections:
             return self._limits.reason("max_connections")
         return None if self.rate is None or self.rate.admits(self.clock()) else "max_rate"
 
@@ -325,7 +327,7 @@ class Upstream:
         """A connection reports `FINISHED`, `PEER_CLOSED` or a negative errno."""
         raise NotImplementedError
 
-    def finish(self, connection: Outlet, *, reset: bool = False) -> None:
+    def finish(self, connection: Outlet, reset: bool = False) -> None:
         """No more bytes for this connection; `reset` it when it has got its answers."""
         raise NotImplementedError
 
