@@ -43,6 +43,8 @@ cdef class Pump:
     cdef readonly int blocked           # connections with bytes that their socket refused
     cdef public int64_t captured_ns     # when the bytes that are being written were captured, since 1970; 0: unknown
     cdef char* _scratch                 # owned; answers are read into it and forgotten
+    cdef public bint holding            # connections whose caller writes next are made by `dial_held`
+    cdef list _held                     # these connections
     cdef list _new                      # connections that `serve` has not looked at and that are not registered
     cdef int _bell_fd                   # makes the pump readable when there are some
 
@@ -66,6 +68,8 @@ cdef class Connection:
     cdef int _fd
     cdef readonly bint closed           # there is no descriptor: not dialled yet, or hung up
     cdef readonly bint connecting       # the upstream has not accepted the connection yet
+    cdef bytes _address                 # packed sockaddr
+    cdef bint _held                     # there is a socket that has not been told to connect
     cdef bint _registered               # with the pump's epoll descriptor
     cdef bint _wants_write              # for EPOLLOUT, too
     cdef bint _lazy                     # reported only when much has been answered
@@ -76,6 +80,9 @@ cdef class Connection:
     cdef public int attempts_left       # the caller's: addresses not tried yet
 
     cdef int _watch(self, bint write)
+    cdef int _connect(self)
+    cdef int _start(self)
+    cdef void _connected(self) noexcept
     cdef int _first_look(self)
     cdef void _before_send(self) noexcept
     cdef void _append(self, bytes data, Py_ssize_t overhead, Py_ssize_t taken)

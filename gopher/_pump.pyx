@@ -178,6 +178,7 @@ cdef class Pump:
     def __init__(self):
         cdef epoll_event event
         self._new = []
+        self._held = []
         self._scratch = <char*>PyMem_Malloc(SCRATCH_BYTES)
         if self._scratch == NULL:
             raise MemoryError
@@ -235,6 +236,22 @@ cdef class Pump:
                 decisions.append((connection, outcome))
         return (ready if ready > 0 else 0), decisions
 
+    def dial_held(self):
+        """Connect those that `dial` has put off while `holding`, and send what they have. Returns decisions as `serve`.
+
+        Each of these calls wakes the upstream. If it is on this machine it takes the core at once, and whoever works
+        between the calls begins with cold caches each time.
+        """
+        cdef int outcome
+        cdef Connection connection
+        cdef list decisions = []
+        held, self._held = self._held, []
+        for connection in held:
+            outcome = connection._start()
+            if outcome != _NOTHING:
+                decisions.append((connection, outcome))
+        return decisions
+
     cdef int _announce(self, Connection connection) except -1:
         """Have `serve` look at a connection that has sent all it has, and register it only if it has no answer yet.
 
@@ -279,7 +296,8 @@ cdef class Connection:
         """Start to connect. `address`: a packed sockaddr.
 
         `write_follows`: the caller writes right after this, and the pump need not know of the connection before: on a
-        short path that write finds it up, and it is registered once instead of twice, or not at all.
+        short path that write finds it up, and it is registered once instead of twice, or not at all. While the pump
+        is `holding`, the attempt is put off until `Pump.dial_held`; meanwhile the connection is `connecting`.
 
         Returns:
             0, or a negative errno with nothing left open. The result of the attempt shows in `write` or in
@@ -292,19 +310,23 @@ cdef class Connection:
         fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
         if fd < 0:
             return -errno
-        if connect(fd, <sockaddr*>PyBytes_AS_STRING(address), <uint32_t>PyBytes_GET_SIZE(address)) and \
-                errno != EINPROGRESS:
-            failure = errno
-            close(fd)
-            return -failure
         self._fd = fd
         self._sends = 0
+        self._address = address
         self.connecting = True
         self.closed = False
-        failure = 0 if write_follows else self._watch(True)
+        failure = 0
+        if write_follows and self._pump.holding:
+            self._held = True
+            self._pump._held.append(self)
+        else:
+            failure = self._connect()
+            if failure == 0 and not write_follows:
+                failure = self._watch(True)
         if failure:
             close(fd)
             self._fd = -1
+            self.connecting = False
             self.closed = True
             return failure
         Py_INCREF(self)
@@ -312,12 +334,34 @@ cdef class Connection:
         self.ledger.open += 1
         return 0
 
+    cdef int _connect(self):
+        """Returns 0 or a negative errno."""
+        if connect(self._fd, <sockaddr*>PyBytes_AS_STRING(self._address), <uint32_t>PyBytes_GET_SIZE(self._address)) \
+                and errno != EINPROGRESS:
+            return -errno
+        return 0
+
+    cdef int _start(self):
+        """Connect what was held. Returns what `Pump.serve` reports, or _NOTHING."""
+        cdef int failure
+        if not self._held:
+            return _NOTHING
+        self._held = False
+        failure = self._connect()
+        if failure == 0:
+            failure = self._flush() if self.queued else self._watch(True)
+        if failure:
+            return failure
+        return self._finish_step() if self.finishing else _NOTHING
+
     def unaccepted(self):
         """The client's bytes sent on this connection that the upstream's TCP may not have acknowledged yet.
 
         Where others were sent after them this is too many, by as many at most.
         """
         cdef int length = 0
+        # This is asked before a reset: what was captured before it is to be there before it.
+        self._start()
         if self._fd >= 0 and not self.connecting:
             ioctl(self._fd, SIOCOUTQ, &length)
             # The kernel computes write_seq - snd_una, in which our own FIN is one more byte.
@@ -338,7 +382,7 @@ cdef class Connection:
             self._pump.blocked -= 1
         close(self._fd)
         self._fd = -1
-        self._wants_write = self.connecting = self._registered = False
+        self._wants_write = self.connecting = self._registered = self._held = False
         self.closed = True
         self._pump.open -= 1
         self.ledger.open -= 1
@@ -382,7 +426,14 @@ cdef class Connection:
         cdef bytes whole = None if run is not None else data
         cdef Py_ssize_t length = run.length if run is not None else PyBytes_GET_SIZE(whole)
         cdef int failure
-        if self.queued == 0 and self._fd >= 0:
+        if self._held and run is not None:
+            # Its bytes are where they are only as long as the batch is.
+            self._held = False
+            failure = self._connect()
+            if failure:
+                self._append(run.join(), 0, 0)
+                return failure
+        if self.queued == 0 and self._fd >= 0 and not self._held:
             # While connecting too: on a short path the handshake is over when connect() returns, and the attempt
             # saves a round through epoll; otherwise the kernel says EAGAIN.
             if not self._lazy and self.answered:
@@ -403,10 +454,7 @@ cdef class Connection:
                 self.sent += _behind(overhead, 0, taken)
                 self.ledger.delivered += _behind(overhead, 0, taken)
                 if self.connecting:
-                    self.connecting = False
-                    self.ledger.established += 1
-                    if self._wants_write:
-                        self._pump.blocked += 1
+                    self._connected()
                 if taken == length:
                     if overhead < length:
                         self.ledger._note_latency(self._pump.captured_ns)
@@ -418,7 +466,7 @@ cdef class Connection:
             self._append(run.join_from(taken) if taken else run.join(), 0, 0)
         else:
             self._append(whole, overhead, taken)
-        if not self._wants_write and self._fd >= 0:
+        if not self._wants_write and self._fd >= 0 and not self._held:
             failure = self._watch(True)
             if failure:
                 return failure
@@ -521,7 +569,11 @@ cdef class Connection:
             if taken < 0:
                 if errno == EINTR:
                     continue
-                return 0 if errno == EAGAIN else -errno
+                if errno != EAGAIN:
+                    return -errno
+                return 0 if self._wants_write else self._watch(True)
+            if self.connecting:
+                self._connected()
             counted = _behind(overhead, self._head, self._head + taken)
             self.sent += counted
             self.queued -= taken
@@ -536,7 +588,15 @@ cdef class Connection:
                 self._count_memory(-(PyBytes_GET_SIZE(data) + RUN_BYTES))
                 if overhead < PyBytes_GET_SIZE(data):
                     self.ledger._note_latency(captured_ns)
+        if not self._registered:
+            return self._pump._announce(self)
         return self._watch(False)
+
+    cdef void _connected(self) noexcept:
+        self.connecting = False
+        self.ledger.established += 1
+        if self._wants_write:
+            self._pump.blocked += 1
 
     cdef int _drain(self):
         """Read answers and forget them. Returns 0, _PEER_CLOSED or a negative errno."""
@@ -589,9 +649,7 @@ cdef class Connection:
                 return -failure
             if not events & EPOLLOUT:
                 return _NOTHING
-            self.connecting = False
-            self.ledger.established += 1
-            self._pump.blocked += 1
+            self._connected()
         if events & EPOLLOUT:
             outcome = self._flush()
             if outcome:

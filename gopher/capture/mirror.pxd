@@ -33,8 +33,10 @@ cdef class Mirror:
     cdef list _pass_on(self, StreamData event)
     cdef bint _is_ignored(self, Flow flow)
     cdef bint _sampled(self, Flow flow)
+
     @cython.locals(upstream=Upstream)
     cdef _open_stream(self, Flow flow)
+
     @cython.locals(copy=StreamCopy)
     cpdef _decide(self, Connection connection, int outcome)
     cdef list _framed_copies(self, Flow flow)

@@ -242,6 +242,7 @@ class Mirror:
 
         It is not cancelled in the middle: events in hand are accounts.
         """
+        self._pump.holding = True
         for event in events:
             # A live capture's patience is for the client's bytes.
             if self._can_wait and isinstance(event, StreamData) and event.direction == SERVER_TO_CLIENT:
@@ -253,6 +254,13 @@ class Mirror:
                 for over_copy, over in full:
                     if not await self._make_room(over_copy):
                         over_copy.give_up(over)
+        self._pump.holding = False
+        self._dial_held()
+
+    def _dial_held(self) -> None:
+        for connection, outcome in self._pump.dial_held():
+            if not connection.closed:
+                self._decide(connection, outcome)
 
     def _act(self, event: Event) -> list[tuple[StreamCopy, str]] | None:
         """Act on one event. Returns the copies that are over a memory bound, with the bound's name; None for none."""
@@ -368,6 +376,7 @@ class Mirror:
     async def _make_room(self, copy: StreamCopy) -> bool:
         """Wait for a connection that is over a bound. Returns False when patience is over."""
         patience = self._patience[copy.upstream]
+        self._dial_held()
         connection = copy.connection
         if connection is None:
             return True

@@ -284,7 +284,7 @@ class CaptureRun:
         rest_s = 0.0 if self._from_file else self._config.source.wakeup_ms / 1000
         timer = Timer()
         with self._intake_scope:
-            taken = 0
+            taken, woken_at_s = 0, 0.0
             while not self._source.finished:
                 if rest_s and taken >= BUSY_BYTES:
                     timer.set(woken_at_s + rest_s)

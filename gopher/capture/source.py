@@ -51,9 +51,9 @@ __all__ = [
 TURN_PACKETS: Final = 2048
 TURN_BYTES: Final = 1 << 20
 
-# Of libpcap and files: of small packets 256 at once cost as little per packet as more do; of 64 KiB packets 4, which the core's own cache
-# holds. More would be dangerous: the number is chosen by the last batch, and the next one may hold the largest packets
-# there are.
+# Of libpcap and files: of small packets 256 at once cost as little per packet as more do; of 64 KiB packets 4, which
+# the core's own cache holds. More would be dangerous: the number is chosen by the last batch, and the next one may hold
+# the largest packets there are.
 _BATCH_BYTES: Final = 1 << 18
 _BATCH_PACKETS: Final = 256
 _BATCH_PACKETS_MINIMUM: Final = 4

@@ -24,6 +24,7 @@ cdef class MirroredStream:
     cdef _join(self, bytes data, str reason)
     cdef _hold(self, bytes data)
     cdef _skip(self, str reason, Py_ssize_t length)
+
     @cython.locals(copy=StreamCopy)
     cpdef finish(self)
     cpdef reset(self)

@@ -39,11 +39,14 @@ cdef class TcpUpstream(Upstream):
     cdef object _lingering
 
     cpdef Connection _open(self, StreamCopy copy, base, requests)
+
     @cython.locals(copy=StreamCopy, address=Address, oldest=Connection)
     cpdef int _dial(self, Connection connection, double now_s, bint write_follows=*) except? -1
     cdef str _dial_failed(self, int failure)
+
     @cython.locals(oldest=Connection)
     cdef _finish(self, Connection connection, bint reset)
+
     @cython.locals(copy=StreamCopy)
     cdef _outcome(self, Connection connection, int outcome)
     cdef _failed(self, str reason)

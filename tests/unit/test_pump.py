@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from gopher._pump import (
     FINISHED,
@@ -25,6 +26,7 @@ from gopher._pump import (
     Pump,
 )
 from gopher.http.framing import RequestFramer
+from gopher.pump import PumpTask
 from gopher.upstreams.tcp import Address
 
 if TYPE_CHECKING:
@@ -50,9 +52,9 @@ class Stage:
         self.connection = Connection(self.pump, self.ledger, self.requests, 0, "owner")
         self.peer: socket.socket | None = None
 
-    def dial(self) -> None:
+    def dial(self, *, write_follows: bool = False) -> None:
         address = Address(socket.AF_INET, "127.0.0.1", self.port)
-        assert self.connection.dial(address.family, address.sockaddr) == 0
+        assert self.connection.dial(address.family, address.sockaddr, write_follows) == 0
 
     def accept(self) -> socket.socket:
         self.peer, _ = self.listener.accept()
@@ -119,6 +121,128 @@ def test_write_reaches_the_peer(stage: Stage) -> None:
     assert stage.accept().recv(1000) == REQUEST
     assert stage.ledger.delivered == len(REQUEST)
     assert stage.ledger.established == 1
+
+
+def test_answer_that_is_there_at_the_first_look_ends_the_connection(stage: Stage) -> None:
+    stage.dial(write_follows=True)
+    stage.write(REQUEST)
+    assert stage.connection.finish() == 0
+    stage.accept().sendall(ANSWER)
+    assert stage.serve() == [(stage.connection, FINISHED)]
+
+
+def test_answer_after_the_first_look_is_waited_for(stage: Stage) -> None:
+    stage.dial(write_follows=True)
+    stage.write(REQUEST)
+    assert stage.connection.finish() == 0
+    assert stage.serve() == []
+    stage.accept().sendall(ANSWER)
+    assert stage.serve_until_decision() == [(stage.connection, FINISHED)]
+
+
+def test_later_writes_are_not_held_back_by_earlier_ones(stage: Stage) -> None:
+    # Acknowledged late, a small segment would hold back the next one for 40 ms.
+    stage.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+    stage.dial(write_follows=True)
+    for _ in range(3):
+        stage.write(REQUEST)
+    assert stage.accept().recv(1000, socket.MSG_DONTWAIT) == 3 * REQUEST
+
+
+def test_held_connection_is_made_with_all_that_was_written(stage: Stage) -> None:
+    stage.pump.holding = True
+    stage.dial(write_follows=True)
+    stage.write(REQUEST)
+    stage.write(REQUEST)
+    assert stage.connection.finish() == 0
+    assert select.select([stage.listener], [], [], 0)[0] == []
+    assert stage.connection.connecting
+    assert stage.ledger.open == 1
+    stage.check_law()
+    assert stage.pump.dial_held() == []
+    assert not stage.connection.connecting
+    peer = stage.accept()
+    assert peer.recv(1000) == 2 * REQUEST
+    peer.sendall(2 * ANSWER)
+    assert stage.serve_until_decision() == [(stage.connection, FINISHED)]
+
+
+def test_held_connection_that_is_refused_is_reported_as_connecting(stage: Stage) -> None:
+    stage.listener.close()
+    stage.pump.holding = True
+    stage.dial(write_follows=True)
+    stage.write(REQUEST)
+    assert stage.pump.dial_held() == [(stage.connection, -errno.ECONNREFUSED)]
+    assert stage.connection.connecting
+    assert stage.connection.queued == len(REQUEST)
+
+
+def test_held_connection_that_is_reset_has_sent_what_came_before(stage: Stage) -> None:
+    stage.pump.holding = True
+    stage.dial(write_follows=True)
+    stage.write(REQUEST)
+    stage.connection.unaccepted()
+    stage.connection.hang_up(True)
+    assert stage.pump.dial_held() == []
+    peer, _ = stage.listener.accept()
+    with peer:
+        assert peer.recv(1000) == REQUEST
+        with pytest.raises(ConnectionResetError):
+            peer.recv(1000)
+    assert stage.ledger.delivered == len(REQUEST)
+
+
+def test_held_connection_that_is_hung_up_never_was(stage: Stage) -> None:
+    stage.pump.holding = True
+    stage.dial(write_follows=True)
+    stage.write(REQUEST)
+    stage.connection.hang_up(True)
+    assert stage.connection.abandon("test") == len(REQUEST)
+    assert stage.pump.dial_held() == []
+    assert select.select([stage.listener], [], [], 0)[0] == []
+    assert stage.ledger.open == 0
+
+
+def test_resting_task_is_served_in_passing_and_rests_on() -> None:
+    decided = []
+
+    def decide(connection: Connection, outcome: int) -> None:
+        decided.append(outcome)
+        connection.hang_up(False)
+
+    task = PumpTask(decide, rest_s=0.05)
+
+    def answered() -> None:
+        requests = RequestFramer()
+        connection = Connection(task.pump, Ledger(Budget(1 << 20), 1 << 20, 1 << 20), requests, 0, None)
+        address = Address(socket.AF_INET, *listener.getsockname())
+        assert connection.dial(address.family, address.sockaddr, write_follows=True) == 0
+        requests.feed(REQUEST)
+        connection.write(REQUEST)
+        connection.finish()
+        peer, _ = listener.accept()
+        with peer:
+            peer.sendall(ANSWER)
+
+    async def scenario() -> None:
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(task.run)
+                answered()
+                await task.wait_served(DEADLINE_S)
+                assert len(decided) == 1
+                for count in range(2, 6):
+                    answered()
+                    await trio.sleep(0.03)
+                    task.serve_in_passing()
+                    assert len(decided) == count
+                answered()
+                await task.wait_served(DEADLINE_S)
+                assert len(decided) == 6
+                nursery.cancel_scope.cancel()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        trio.run(scenario)
 
 
 def test_write_before_dial_is_sent_once_connected(stage: Stage) -> None:
