@@ -18,7 +18,7 @@ from benchmarks import harness, plots  # noqa: E402
 
 CAPTURE = "benchmarks.macro.capture"
 UPLOADS = [CAPTURE, "--bytes=1048576", "--connections=10", "--cold"]
-# So many that wake-ups (some 220 a second at any rate) do not hide the cost of the bytes. Whether the core carries them
+# So many that wake-ups (some 125 a second at any rate) do not hide the cost of the bytes. Whether the core carries them
 # without loss, with the shadow server beside gopher, is a figure of the result.
 UPLOADS_PER_S = 600
 # One core holds the shadow servers and gopher, so more upstreams than one are measured at a rate that leaves it room.
