@@ -58,33 +58,32 @@ if sys.platform == "linux":
     # Small: C needs no unwind tables to run, and a page of its own for each kind of section is a tenth of the file.
     compile_args += ["-fno-asynchronous-unwind-tables"]
     link_args += ["-Wl,-s", "-Wl,-z,noseparate-code"]
-# Where every captured byte passes; elsewhere -O3 is an eighth more code, and what takes the time is the system.
-hot_args = {name: ["-O3"] for name in HOT}
-# Calls of Python's own functions: small is as fast, and a third less.
-small_args = ["-Os"]
 macros = [("CYTHON_TRACE", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")]
 if SANITIZERS:
     sanitize = f"-fsanitize={SANITIZERS}"
     compile_args = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", sanitize]
     link_args = [sanitize]
-    hot_args = {}
-    small_args = []
 elif DEBUG:
     compile_args = ["-O1", "-g"]
     link_args = []
-    hot_args = {}
-    small_args = []
 
 # Cython modules, and Python modules that a .pxd beside them makes typed.
 typed = [path.with_suffix(".py") for path in Path("gopher").glob("**/*.pxd")]
 sources = {".".join(path.with_suffix("").parts): path for path in sorted(Path("gopher").glob("**/*.pyx"))}
 sources.update({".".join(path.with_suffix("").parts): path for path in sorted(typed) if path.exists()})
 
+# -O3 where every captured byte passes; elsewhere it is an eighth more code, and what takes the time is the system. The
+# relay mostly calls Python's own functions: with -Os it is a third smaller, for a twentieth more instructions.
+levels = {}
+if not (SANITIZERS or DEBUG):
+    levels = {name: ["-Os"] for name, path in sources.items() if path.suffix == ".py" and "gopher.relay." in name}
+    levels |= {name: ["-O3"] for name in HOT}
+
 extensions = [
     Extension(
         name,
         [str(path)],
-        extra_compile_args=compile_args + hot_args.get(name, small_args if path.suffix == ".py" else []),
+        extra_compile_args=compile_args + levels.get(name, []),
         extra_link_args=link_args,
         define_macros=macros,
     )
@@ -93,7 +92,7 @@ extensions = [
 ]
 
 # Cython and the C compiler go by the age of files alone, so a build with other settings starts from the beginning.
-settings = repr((DIRECTIVES, PYTHON_DIRECTIVES, compile_args, hot_args, small_args, link_args, macros))
+settings = repr((DIRECTIVES, PYTHON_DIRECTIVES, compile_args, levels, link_args, macros))
 settings_file = Path("build/settings")
 same_settings = settings_file.exists() and settings_file.read_text() == settings
 modules = [
