@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import netns
 from tests.support.needs import need, need_namespaces
+from tests.support.servers import PRODUCTION, SHADOW, RecordingSink
 
 MACHINES = {"machineB": "10.77.2.2", "machineC": "10.77.2.3", "machineD": "10.77.2.4"}
 PROGRAMS = ("curl", "ip", "iptables", "nginx", "prlimit", "setpriv", "tcpdump")
@@ -26,6 +27,20 @@ def host(_stage_possible: None) -> Iterator[netns.Namespace]:
     """One host with nothing but a loopback."""
     with netns.Namespace("host") as namespace:
         yield namespace
+
+
+@pytest.fixture
+def production(host: netns.Namespace) -> Iterator[RecordingSink]:
+    """The server whose clients are mirrored."""
+    with RecordingSink(PRODUCTION, namespace=host) as sink:
+        yield sink
+
+
+@pytest.fixture
+def shadow(host: netns.Namespace) -> Iterator[RecordingSink]:
+    """A server for the copies."""
+    with RecordingSink(SHADOW, namespace=host) as sink:
+        yield sink
 
 
 @dataclass(frozen=True)

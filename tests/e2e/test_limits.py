@@ -13,24 +13,11 @@ from gopher.limits import raise_descriptor_limit
 from tests.support.accounts import only_upstream
 from tests.support.clients import exchange, get, noise, post
 from tests.support.command import GopherProcess, run_gopher
-from tests.support.servers import Nginx, RecordingSink
+from tests.support.servers import PRODUCTION, SHADOW, Nginx, RecordingSink
 
 pytestmark = pytest.mark.e2e
 
-PRODUCTION = ("127.0.0.1", 80)
 CAPTURE = ("-c", "-p", "80", "-i", "lo")
-
-
-@pytest.fixture
-def production(host):
-    with RecordingSink(PRODUCTION, namespace=host) as sink:
-        yield sink
-
-
-@pytest.fixture
-def shadow(host):
-    with RecordingSink(("127.0.0.2", 3280), namespace=host) as sink:
-        yield sink
 
 
 def assert_whole(sink, requests):
@@ -146,7 +133,7 @@ def numbers(requests):
 
 def test_cpu_limit_is_kept_by_shedding_connections_and_let_go_of_afterwards(host, tmp_path):
     with (
-        Nginx(tmp_path, [PRODUCTION, ("127.0.0.2", 3280)], namespace=host) as nginx,
+        Nginx(tmp_path, [PRODUCTION, SHADOW], namespace=host) as nginx,
         GopherProcess(*CAPTURE, "--cpu-limit", f"{CPU_LIMIT:.0%}", "-u", "127.0.0.2:3280", namespace=host) as gopher,
     ):
         with load(host, seconds=7, pace=4000) as busy:
@@ -230,7 +217,7 @@ def test_memory_bound_holds_over_a_reload(host, tmp_path):
     write(upstream=["127.0.0.2:3280"])
     with (
         RecordingSink(PRODUCTION, namespace=host),
-        RecordingSink(("127.0.0.2", 3280), "mute", namespace=host),
+        RecordingSink(SHADOW, "mute", namespace=host),
         GopherProcess("--config", str(path), "--drain=0.2", namespace=host) as gopher,
         ExitStack() as stack,
     ):

@@ -13,11 +13,10 @@ from tests.support.accounts import assert_all_delivered, only_upstream
 from tests.support.clients import curl, exchange, get, noise, post
 from tests.support.command import GopherProcess
 from tests.support.packets import Conversation, pcap_file
-from tests.support.servers import ANSWER, Nginx, RecordingSink, reset
+from tests.support.servers import ANSWER, PRODUCTION, Nginx, RecordingSink, reset
 
 pytestmark = pytest.mark.e2e
 
-PRODUCTION = ("127.0.0.1", 80)
 RELAY = ("127.0.0.2", 3280)
 FRAMED = ("-c", "-p", "80", "-i", "lo", "--responses")
 
@@ -57,12 +56,6 @@ def links(relay: RecordingSink) -> dict[tuple[str, int], Link]:
         assert header.client not in found
         found[header.client] = Link(header, data[length:], connection.ended)
     return found
-
-
-@pytest.fixture
-def production(host):
-    with RecordingSink(PRODUCTION, namespace=host) as sink:
-        yield sink
 
 
 @pytest.fixture

@@ -9,27 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import exchange, get
-from tests.support.servers import RecordingSink
+from tests.support.servers import PRODUCTION
 from tests.support.terminal import Terminal, gopher_argv
 
 pytestmark = pytest.mark.e2e
 
-PRODUCTION = ("127.0.0.1", 80)
 CAPTURE = ("-c", "-p", "80", "-i", "lo", "--live")
 DEAD = "127.0.0.3:3280"
 FIGURE = r"[\d,]+(\.\d+)?( [kMGT]?B(/s)?| m?s|/s)?"
-
-
-@pytest.fixture
-def production(host):
-    with RecordingSink(PRODUCTION, namespace=host) as sink:
-        yield sink
-
-
-@pytest.fixture
-def shadow(host):
-    with RecordingSink(("127.0.0.2", 3280), namespace=host) as sink:
-        yield sink
 
 
 def requests(host, count):

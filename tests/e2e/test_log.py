@@ -13,20 +13,13 @@ from tests.support.clients import curl, exchange, get
 from tests.support.command import GopherProcess, run_gopher
 from tests.support.pages import ROOT
 from tests.support.relay import RelayProcess
-from tests.support.servers import RecordingSink
+from tests.support.servers import PRODUCTION, RecordingSink
 from tests.support.terminal import Terminal, gopher_argv
 
 pytestmark = pytest.mark.e2e
 
-PRODUCTION = ("127.0.0.1", 80)
 SHADOW = ("127.0.0.1", 8080)
 CAPTURE = ("-c", "-p", "80", "-i", "lo")
-
-
-@pytest.fixture
-def production(host):
-    with RecordingSink(PRODUCTION, namespace=host) as sink:
-        yield sink
 
 
 def objects(stderr):
@@ -38,7 +31,7 @@ def objects(stderr):
 
 def test_capture_says_everything_as_json(host, production):
     with (
-        RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+        RecordingSink(SHADOW, namespace=host) as shadow,
         GopherProcess(
             *CAPTURE,
             *("--log-format", "json", "--stats-interval=0.1", "--metrics=127.0.0.1:9464", "-u", shadow.name),

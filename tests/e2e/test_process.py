@@ -12,26 +12,19 @@ import pytest
 from tests.support.accounts import assert_all_delivered, only_upstream
 from tests.support.clients import exchange, get, noise, post
 from tests.support.command import GopherProcess, assert_clean, run_gopher
-from tests.support.servers import Nginx, RecordingSink, assert_mirrored
+from tests.support.servers import PRODUCTION, SHADOW, Nginx, RecordingSink, assert_mirrored
 
 pytestmark = pytest.mark.e2e
 
-PRODUCTION = ("127.0.0.1", 80)
 CAPTURE = ("-c", "-p", "80", "-i", "lo")
 # Fits gopher's queue for one connection, and is more than shrunken buffers take.
 STALLED_BYTES = 900_000
 
 
 @pytest.fixture
-def production(host):
-    with RecordingSink(PRODUCTION, namespace=host) as sink:
-        yield sink
-
-
-@pytest.fixture
 def stalled(host):
     host.shrink_buffers()
-    with RecordingSink(("127.0.0.2", 3280), "silent", namespace=host) as sink:
+    with RecordingSink(SHADOW, "silent", namespace=host) as sink:
         yield sink
 
 
@@ -93,7 +86,7 @@ def test_second_signal_exits_at_once(host, production, stalled):
 
 def test_sigusr1_prints_the_accounts_and_goes_on(host, production):
     with (
-        RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+        RecordingSink(SHADOW, namespace=host) as shadow,
         GopherProcess(*CAPTURE, "-u", shadow.name, namespace=host) as gopher,
         host.connect(PRODUCTION) as client,
     ):
@@ -109,7 +102,7 @@ def test_sigusr1_prints_the_accounts_and_goes_on(host, production):
 
 def test_duration_ends_the_run(host, production):
     with (
-        RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+        RecordingSink(SHADOW, namespace=host) as shadow,
         GopherProcess(*CAPTURE, "--duration", "1", "-u", shadow.name, namespace=host) as gopher,
     ):
         with host.connect(PRODUCTION) as client:
@@ -122,7 +115,7 @@ def test_duration_ends_the_run(host, production):
 
 def test_quiet_says_nothing(host, production):
     with (
-        RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+        RecordingSink(SHADOW, namespace=host) as shadow,
         GopherProcess(
             *CAPTURE, "--quiet", "--duration", "0.5", "-u", shadow.name, namespace=host, ready=False
         ) as gopher,
@@ -133,7 +126,7 @@ def test_quiet_says_nothing(host, production):
 
 def test_status_line_comes_regularly(host, production):
     with (
-        RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+        RecordingSink(SHADOW, namespace=host) as shadow,
         GopherProcess(*CAPTURE, "--stats-interval", "0.1", "-u", shadow.name, namespace=host) as gopher,
         host.connect(PRODUCTION) as client,
     ):
@@ -163,7 +156,7 @@ def test_2000_connections_open_at_once(host, production):
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         with (
-            RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,
+            RecordingSink(SHADOW, namespace=host) as shadow,
             GopherProcess(
                 *CAPTURE, "-u", shadow.name, namespace=host, prefix=("prlimit", f"--nofile=1024:{hard}")
             ) as gopher,
@@ -197,7 +190,7 @@ def test_stall_of_half_a_second_loses_nothing(host, tmp_path, options, packets_p
     request = get(1)
     with (
         Nginx(tmp_path / "production", [PRODUCTION], namespace=host) as production,
-        Nginx(tmp_path / "shadow", [("127.0.0.2", 3280)], namespace=host) as shadow,
+        Nginx(tmp_path / "shadow", [SHADOW], namespace=host) as shadow,
         ExitStack() as clients,
         GopherProcess(*CAPTURE, *options, "-u", "127.0.0.2:3280", namespace=host) as gopher,
     ):

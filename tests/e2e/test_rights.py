@@ -18,20 +18,13 @@ from tests.support.clients import curl, exchange, get, receive_exactly
 from tests.support.command import OWN_COMMAND, GopherProcess, assert_clean, run_gopher
 from tests.support.relay import RelayProcess
 from tests.support.rights import AS_NOBODY, NOBODY, REACHABLE, ROOT, no_rights, rights, with_capability
-from tests.support.servers import ANSWER, RecordingSink, assert_mirrored
+from tests.support.servers import ANSWER, PRODUCTION, RecordingSink, assert_mirrored
 
 pytestmark = pytest.mark.e2e
 
-PRODUCTION = ("127.0.0.1", 80)
 SHADOW = ("127.0.0.1", 3280)
 # A name, so that it has to be looked up, which takes a thread.
 CAPTURE = ("-c", "-p", "80", "-i", "lo", "-u", "localhost:3280")
-
-
-@pytest.fixture
-def production(host):
-    with RecordingSink(PRODUCTION, namespace=host) as sink:
-        yield sink
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ import pytest
 from tests.support.accounts import assert_accounts, assert_all_delivered
 from tests.support.clients import exchange, get
 from tests.support.command import GopherProcess, run_gopher
-from tests.support.servers import RecordingSink
+from tests.support.servers import PRODUCTION, RecordingSink
 
 pytestmark = pytest.mark.e2e
 
-PRODUCTION = ("127.0.0.1", 80)
 COMMON = 'mode = "capture"\ninterface = "lo"\n'
 END_S = 15.0
 
@@ -61,12 +60,6 @@ def report_of(tmp_path, name):
     report = json.loads((tmp_path / f"{name}.json").read_text())
     assert_accounts(report)
     return report
-
-
-@pytest.fixture
-def production(host):
-    with RecordingSink(PRODUCTION, namespace=host) as sink:
-        yield sink
 
 
 @pytest.fixture

@@ -8,26 +8,13 @@ import pytest
 from tests.support.accounts import assert_all_delivered, only_upstream
 from tests.support.clients import exchange, get, noise, post, receive_exactly
 from tests.support.command import GopherProcess
-from tests.support.servers import ANSWER, RecordingSink, assert_mirrored, refused_address, reset
+from tests.support.servers import ANSWER, PRODUCTION, SHADOW, RecordingSink, assert_mirrored, refused_address, reset
 
 pytestmark = pytest.mark.e2e
 
-PRODUCTION = ("127.0.0.1", 80)
 CAPTURE = ("-c", "-p", "80", "-i", "lo")
 # Interpreter and libraries 50 MiB, ring 64 MiB, and what the test queues.
 BASE_MEMORY_MIB = 128
-
-
-@pytest.fixture
-def production(host):
-    with RecordingSink(PRODUCTION, namespace=host) as sink:
-        yield sink
-
-
-@pytest.fixture
-def shadow(host):
-    with RecordingSink(("127.0.0.2", 3280), namespace=host) as sink:
-        yield sink
 
 
 def test_healthy_upstream_gets_everything_beside_a_dead_a_silent_and_a_resetting_one(host, production, shadow):
@@ -202,7 +189,7 @@ def test_restarted_upstream_is_taken_up_again(host, production, shadow):
 
 def test_client_that_has_gone_is_lingered_for(host, production):
     with (
-        RecordingSink(("127.0.0.2", 3280), hold=True, namespace=host) as slow,
+        RecordingSink(SHADOW, hold=True, namespace=host) as slow,
         GopherProcess(*CAPTURE, "-u", slow.name, namespace=host),
     ):
         with host.connect(PRODUCTION) as client:
@@ -227,7 +214,7 @@ def test_long_keep_alive_connection_ends_when_all_is_answered(host, production, 
 
 def test_linger_ends(host, production):
     with (
-        RecordingSink(("127.0.0.2", 3280), "mute", namespace=host) as mute,
+        RecordingSink(SHADOW, "mute", namespace=host) as mute,
         GopherProcess(*CAPTURE, "--linger", "0.3", "-u", mute.name, namespace=host) as gopher,
     ):
         with host.connect(PRODUCTION) as client:
@@ -281,7 +268,7 @@ def test_gap_resets_the_upstream_connection_and_the_next_request_comes_on_a_new_
 def test_memory_of_one_upstream_is_bounded_over_many_connections(host, production):
     host.shrink_buffers()
     with (
-        RecordingSink(("127.0.0.2", 3280), "silent", namespace=host) as silent,
+        RecordingSink(SHADOW, "silent", namespace=host) as silent,
         GopherProcess(*CAPTURE, *("-u", silent.name, "--upstream-memory=4M", "--drain=0.2"), namespace=host) as gopher,
         ExitStack() as clients,
     ):

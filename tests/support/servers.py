@@ -18,6 +18,9 @@ from typing import Literal
 
 from tests.support.netns import Namespace
 
+# Where the two servers of a single host are.
+PRODUCTION = ("127.0.0.1", 80)
+SHADOW = ("127.0.0.2", 3280)
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 WAIT_S = 20.0
