@@ -51,7 +51,7 @@ NOT_RUN = {
     "docker": "needs a container engine",
     "kubectl": "needs a cluster",
     "make": "its targets are what other tests run",
-    "systemctl": "needs a service manager that runs",
+    "systemctl": "needs a service manager that runs: tests/packaging/test_service.py",
 }
 PROGRAMS = ("curl", "ip", "nginx", "pidof", "setcap", "setpriv", "tcpdump")
 ENDS_BY_ITSELF = {"--version", "--check-config", "--read"}

@@ -18,13 +18,14 @@ from tests.support.accounts import assert_accounts, only_upstream
 from tests.support.clients import exchange, get
 from tests.support.needs import need, need_namespaces
 from tests.support.netns import Namespace
+from tests.support.pages import blocks
 from tests.support.rights import ROOT, no_rights, rights
 from tests.support.servers import RecordingSink
 
 START_S = 60.0
-CAPTURE, RELAY, WRONG = "gopher-capture@shop", "gopher-relay@front", "gopher-capture@wrong"
+CAPTURE, RELAY, WRONG = "gopher-capture@store", "gopher-relay@front", "gopher-capture@wrong"
 OPTIONS = {
-    "shop": "--port 80 --interface lo --upstream localhost:3280 --report report.json",
+    "store": "--port 80 --interface lo --upstream localhost:3280 --report report.json",
     "front": "--port 80 --upstream localhost:3280",
     "wrong": "--port 80 --interface lo",
 }
@@ -64,9 +65,9 @@ class Machine:
         self._pid = pid
         self.namespace = namespace
 
-    def run(self, *command, check=True):
+    def run(self, *command, check=True, directory="/"):
         done = subprocess.run(
-            ["nsenter", f"--target={self._pid}", "--all", *command],
+            ["nsenter", f"--target={self._pid}", "--all", f"--wdns={directory}", *command],
             capture_output=True,
             text=True,
             timeout=START_S,
@@ -128,6 +129,8 @@ def machine():
         (etc / f"systemd/system/{CAPTURE}.service.d/sooner.conf").write_text(SOONER)
         for name, options in OPTIONS.items():
             (etc / f"gopher/{name}.env").write_text(f"OPTIONS={options}\n")
+        hosts = Path("/etc/hosts").read_text()
+        (etc / "hosts").write_text(f"{hosts}\n127.0.0.2 machineB\n")
         # A machine of its own.
         (etc / "machine-id").touch()
         shell = ("unshare", "--mount", "sh", "-euc", BOOT, "sh", place, str(python), str(wheel), namespace.name)
@@ -207,7 +210,7 @@ def test_service_captures_reloads_is_watched_and_ends(machine, production, shado
     machine.systemctl("stop", CAPTURE)
     assert (machine.show(CAPTURE, "ActiveState"), machine.show(CAPTURE, "Result")) == ("inactive", "success")
     machine.wait_journal("captured = delivered + shed + pending: it adds up")
-    report = json.loads(machine.path("/var/lib/private/gopher/shop/report.json").read_text())
+    report = json.loads(machine.path("/var/lib/private/gopher/store/report.json").read_text())
     assert_accounts(report)
     assert only_upstream(report)["delivered_bytes"] == len(get(2))
     assert machine.run("pgrep", "gopher", check=False).stdout == ""
@@ -230,3 +233,19 @@ def test_service_with_wrong_options_is_not_started_again(machine):
     assert machine.systemctl("start", WRONG, check=False).returncode != 0
     shown = {name: machine.show(WRONG, name) for name in ("ActiveState", "ExecMainStatus", "NRestarts")}
     assert shown == {"ActiveState": "failed", "ExecMainStatus": "2", "NRestarts": "0"}
+
+
+def test_documented_commands_start_a_service(machine, production):
+    """Those that tests/docs/test_shell.py cannot type, for want of a service manager."""
+    [commands] = [block.text for block in blocks(ROOT / "docs/operations.md") if "systemctl" in block.text]
+    with RecordingSink(("127.0.0.2", 3280), namespace=machine.namespace) as shadow:
+        machine.run("sh", "-euc", commands, directory=ROOT)
+        unit = "gopher-capture@shop"
+        shown = machine.systemctl("status", unit).stdout
+        assert "enabled" in shown
+        assert 'Status: "capturing on any, tcp port 80, to 1 upstream"' in shown
+        request(machine, 1)
+        shadow.wait_requests(1)
+        machine.systemctl("stop", unit)
+    assert machine.show(unit, "Result") == "success"
+    assert shadow.streams == production.streams == [get(1)]
