@@ -14,10 +14,13 @@ the way, and then the two servers' own counts of requests are compared.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import harness
@@ -38,21 +41,54 @@ def add_workload_options(parser: argparse.ArgumentParser, *, rate: int = 0, conn
     parser.add_argument("--bytes", type=int, default=harness.REQUEST_BYTES, help="of a request (default %(default)s)")
 
 
+def changed(options, **settings: object) -> argparse.Namespace:
+    """The same options, but for `settings`."""
+    return argparse.Namespace(**{**vars(options), **settings})
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What the rounds of a benchmark share: both servers, the floor's program, and a directory for what they write."""
+
+    directory: Path
+    floor: Path
+    production: harness.Nginx
+    sink: harness.Nginx
+
+    def gopher(self, options) -> harness.Gopher:
+        """A gopher that mirrors production to as many of the sink's ports as there are upstreams."""
+        upstreams = self.sink.ports[: options.upstreams]
+        return harness.Gopher(self.directory, options.gopher, self.production.port, upstreams, *options.option)
+
+
+@contextlib.contextmanager
+def set_up(upstreams: int = 1) -> Iterator[Bench]:
+    """Production on its core and the shadow, with a port for each upstream, on the other."""
+    floor = harness.compile_c(Path(__file__).with_name("floor.c"))
+    with harness.scratch() as name:
+        directory = Path(name)
+        with (
+            harness.Nginx(directory / "production", harness.PRODUCTION_CORE) as production,
+            harness.Nginx(directory / "shadow", harness.SHADOW_CORE, upstreams) as sink,
+        ):
+            yield Bench(directory, floor, production, sink)
+
+
 def request_for(options, port: int) -> bytes:
     return harness.request_of(port, options.bytes, close=options.mode == "once")
 
 
-def floor_round(options, floor: Path, sink: harness.Nginx, seconds: float, *, cold: bool = False) -> dict:
+def floor_round(options, bench: Bench, *, cold: bool = False) -> dict:
     burst, interval_ns = options.connections, 0
     if options.rate:
         burst = min(options.active or options.connections, max(1, round(options.rate * FLOOR_INTERVAL_S)))
         interval_ns = round(burst / options.rate * 1e9)
     command = harness.pinned(
         harness.SHADOW_CORE,
-        *floor_command(options, floor, sink.port, burst, interval_ns, seconds),
+        *floor_command(options, bench.floor, bench.sink.port, burst, interval_ns, options.seconds),
         *(["cold"] if cold else []),
     )
-    request = request_for(options, sink.port)
+    request = request_for(options, bench.sink.port)
     ran = subprocess.run(command, input=request, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     return json.loads(ran.stdout)
 
@@ -90,22 +126,26 @@ class Load(harness.Process):
         return json.loads(said)
 
 
-def start_load(options, floor: Path, port: int, directory: Path, seconds: float) -> Load:
-    """wrk flat out until it is stopped; or, at a given rate, evenly spaced requests for `seconds`."""
+def start_load(options, bench: Bench, seconds: float, *, port: int | None = None) -> Load:
+    """wrk flat out until it is stopped; or, at a given rate, evenly spaced requests for `seconds`.
+
+    They go to production, or to `port`.
+    """
+    port = port or bench.production.port
     if options.rate:
-        command = [*floor_command(options, floor, port, 1, round(1e9 / options.rate), seconds), "hold"]
-        return Load(command, directory, "generator", request_for(options, port))
+        command = [*floor_command(options, bench.floor, port, 1, round(1e9 / options.rate), seconds), "hold"]
+        return Load(command, bench.directory, "generator", request_for(options, port))
     head = f"GET / HTTP/1.1\r\nHost: {harness.LOOPBACK}:{port}\r\n"
     wrk = (harness.require_program("wrk"), "-t1", f"-c{options.connections}", "-d1h")
     command = (*wrk, "-H", harness.padding_header(len(head)), f"http://{harness.LOOPBACK}:{port}/")
-    return Load([str(word) for word in command], directory, "wrk")
+    return Load([str(word) for word in command], bench.directory, "wrk")
 
 
-def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path) -> dict:
+def gopher_round(options, bench: Bench) -> dict:
+    production, sink = bench.production, bench.sink
     served_before, arrived_before = production.requests(), sink.requests()
-    upstreams = sink.ports[: options.upstreams]
-    with harness.Gopher(directory, options.gopher, production.port, upstreams, *options.option) as gopher:
-        with start_load(options, floor, production.port, directory, WARM_UP_S + options.seconds) as load:
+    with bench.gopher(options) as gopher:
+        with start_load(options, bench, WARM_UP_S + options.seconds) as load:
             time.sleep(WARM_UP_S)
             served_warm, began = production.requests(), time.monotonic()
             gopher_warm, sink_warm, core_warm = gopher.cpu_s(), sink.cpu_s(), harness.core_busy_s(harness.SHADOW_CORE)
@@ -120,7 +160,7 @@ def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.
             core_s = harness.core_busy_s(harness.SHADOW_CORE) - core_warm
             ours_s = sum(gopher.cpu_s()) - sum(gopher_warm) + sum(sink.cpu_s()) - sum(sink_warm)
             served = harness.wait_until_settled(production.requests, 0.1)
-            expected = len(upstreams) * (served - served_before)
+            expected = len(sink.ports[: options.upstreams]) * (served - served_before)
             arrived = sink.requests() - arrived_before
             if arrived < expected:
                 arrived = harness.wait_until_settled(sink.requests, 1.0) - arrived_before
@@ -155,20 +195,22 @@ def gopher_round(options, floor: Path, production: harness.Nginx, sink: harness.
     }
 
 
-def floor_beside_load(
-    options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path, *, cold: bool = False
-) -> tuple[dict, float]:
+def cpu_us(least: dict) -> float:
+    """The floor's CPU in microseconds per request."""
+    return (least["user_s"] + least["system_s"]) / least["requests"] * 1e6
+
+
+def floor_beside_load(options, bench: Bench, *, cold: bool = False) -> tuple[dict, float]:
     """What the floor said, and its CPU in microseconds per request, while production is under the same load."""
-    with start_load(options, floor, production.port, directory, WARM_UP_S + options.seconds):
+    with start_load(options, bench, WARM_UP_S + options.seconds):
         time.sleep(WARM_UP_S)
-        least = floor_round(options, floor, sink, options.seconds, cold=cold)
-    return least, (least["user_s"] + least["system_s"]) / least["requests"] * 1e6
+        least = floor_round(options, bench, cold=cold)
+    return least, cpu_us(least)
 
 
-def one_round(options, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path) -> dict:
-    servers = (production, sink, directory)
-    gopher = gopher_round(options, floor, *servers)
-    least, floor_us = floor_beside_load(options, floor, *servers)
+def one_round(options, bench: Bench) -> dict:
+    gopher = gopher_round(options, bench)
+    least, floor_us = floor_beside_load(options, bench)
     done = {
         "gopher": gopher,
         "floor": least,
@@ -176,30 +218,24 @@ def one_round(options, floor: Path, production: harness.Nginx, sink: harness.Ngi
         "ratio": gopher["cpu_us"] / floor_us / options.upstreams,
     }
     if options.cold:
-        done["cold_floor"], done["cold_floor_us"] = floor_beside_load(options, floor, *servers, cold=True)
+        done["cold_floor"], done["cold_floor_us"] = floor_beside_load(options, bench, cold=True)
         done["cold_ratio"] = gopher["cpu_us"] / done["cold_floor_us"] / options.upstreams
     return done
 
 
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
-    floor = harness.compile_c(Path(__file__).with_name("floor.c"))
     rounds = []
-    with harness.scratch() as name:
-        directory = Path(name)
-        with (
-            harness.Nginx(directory / "production", harness.PRODUCTION_CORE) as production,
-            harness.Nginx(directory / "shadow", harness.SHADOW_CORE, options.upstreams) as sink,
-        ):
-            for number in range(options.rounds):
-                rounds.append(one_round(options, floor, production, sink, directory))
-                mirrored, ratio = rounds[-1]["gopher"], rounds[-1]["ratio"]
-                print(
-                    f"round {number + 1}: {mirrored['cpu_us']:.2f} us a request (user {mirrored['user_us']:.2f}),"
-                    f" floor {rounds[-1]['floor_us']:.2f} us, ratio {ratio:.2f},"
-                    f" {mirrored['requests_per_s']:.0f} requests/s, lost {mirrored['lost']}",
-                    file=sys.stderr,
-                )
+    with set_up(options.upstreams) as bench:
+        for number in range(options.rounds):
+            rounds.append(one_round(options, bench))
+            mirrored, ratio = rounds[-1]["gopher"], rounds[-1]["ratio"]
+            print(
+                f"round {number + 1}: {mirrored['cpu_us']:.2f} us a request (user {mirrored['user_us']:.2f}),"
+                f" floor {rounds[-1]['floor_us']:.2f} us, ratio {ratio:.2f},"
+                f" {mirrored['requests_per_s']:.0f} requests/s, lost {mirrored['lost']}",
+                file=sys.stderr,
+            )
     return figures(options, rounds), rounds
 
 

@@ -7,10 +7,8 @@ happens in a network namespace of its own, where there are local ports enough.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import sys
-from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.macro import capture
@@ -35,30 +33,20 @@ def most() -> int:
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
     harness.enter_own_network()
-    floor = harness.compile_c(Path(__file__).with_name("floor.c"))
     rounds = []
-    with harness.scratch() as name:
-        directory = Path(name)
-        with (
-            harness.Nginx(directory / "production", harness.PRODUCTION_CORE) as production,
-            harness.Nginx(directory / "shadow", harness.SHADOW_CORE) as sink,
-        ):
-            for number in range(options.rounds):
-                for count in options.counts:
-                    active = min(count, max(FEWEST_ACTIVE, round(count * ACTIVE_RATIO)))
-                    settings = {
-                        **vars(options),
-                        "connections": count,
-                        "active": active,
-                        "option": [*options.option, f"--max-connections={count + 1000}"],
-                    }
-                    done = capture.gopher_round(argparse.Namespace(**settings), floor, production, sink, directory)
-                    rounds.append({"connections": count, "active": active, "gopher": done})
-                    print(
-                        f"round {number + 1}, {count} connections: {done['cpu_us']:.2f} us a request,"
-                        f" {done['resident_now_mib']:.1f} MiB, lost {done['lost']}",
-                        file=sys.stderr,
-                    )
+    with capture.set_up() as bench:
+        for number in range(options.rounds):
+            for count in options.counts:
+                active = min(count, max(FEWEST_ACTIVE, round(count * ACTIVE_RATIO)))
+                option = [*options.option, f"--max-connections={count + 1000}"]
+                settings = capture.changed(options, connections=count, active=active, option=option)
+                done = capture.gopher_round(settings, bench)
+                rounds.append({"connections": count, "active": active, "gopher": done})
+                print(
+                    f"round {number + 1}, {count} connections: {done['cpu_us']:.2f} us a request,"
+                    f" {done['resident_now_mib']:.1f} MiB, lost {done['lost']}",
+                    file=sys.stderr,
+                )
     return figures(options, rounds), rounds
 
 

@@ -59,10 +59,11 @@ FRONTS = {"nginx": proxies.Nginx, "Envoy": proxies.Envoy}
 # -- CPU ---------------------------------------------------------------------------------------------------------------
 
 
-def paced(options, floor: Path, port: int, directory: Path, process: harness.Process, sink: harness.Nginx) -> dict:
-    """CPU of `process` per request of a paced load on `port`; and what the sink counted meanwhile."""
+def paced(options, bench: capture.Bench, process: harness.Process, port: int | None = None) -> dict:
+    """CPU of `process` per request of a paced load on production or on `port`; and what the sink counted meanwhile."""
+    sink = bench.sink
     arrived_before = sink.requests()
-    with capture.start_load(options, floor, port, directory, options.seconds) as load:
+    with capture.start_load(options, bench, options.seconds, port=port) as load:
         cpu_s = sum(process.cpu_s())
         requests = load.wait()["requests"]
         cpu_s = sum(process.cpu_s()) - cpu_s
@@ -70,26 +71,23 @@ def paced(options, floor: Path, port: int, directory: Path, process: harness.Pro
     return {"requests": requests, "arrived": arrived, "cpu_us": cpu_s / requests * 1e6}
 
 
-def cpu_round(options, floor: Path, fronts: list[str], servers: tuple, directory: Path) -> dict:
-    production, sink = servers
+def cpu_round(options, fronts: list[str], bench: capture.Bench) -> dict:
+    production, sink = bench.production, bench.sink
     done: dict = {}
     for name in fronts:
         for mirrors in (False, True):
-            front_directory = directory / f"{name}-{mirrors}"
+            front_directory = bench.directory / f"{name}-{mirrors}"
             with FRONTS[name](front_directory, production.port, mirror_to=sink.port if mirrors else None) as front:
                 key = f"{name}, mirroring" if mirrors else name
-                done[key] = paced(options, floor, front.port, directory, front, sink)
-    with harness.Gopher(directory, options.gopher, production.port, [sink.port], *options.option) as gopher:
-        done["gopher"] = paced(options, floor, production.port, directory, gopher, sink)
+                done[key] = paced(options, bench, front, front.port)
+    with bench.gopher(options) as gopher:
+        done["gopher"] = paced(options, bench, gopher)
         done["gopher"]["delivered_bytes"] = gopher.end()["upstreams"][0]["delivered_bytes"]
     if shutil.which("gor") is not None:
-        with peers.Goreplay(directory, production.port, sink.port) as gor:
-            done["goreplay"] = paced(options, floor, production.port, directory, gor, sink)
-    least = capture.floor_round(options, floor, sink, options.seconds)
-    done["floor"] = {
-        "requests": least["requests"],
-        "cpu_us": (least["user_s"] + least["system_s"]) / least["requests"] * 1e6,
-    }
+        with peers.Goreplay(bench) as gor:
+            done["goreplay"] = paced(options, bench, gor)
+    least = capture.floor_round(options, bench)
+    done["floor"] = {"requests": least["requests"], "cpu_us": capture.cpu_us(least)}
     return done
 
 
@@ -153,7 +151,6 @@ def latency_round(options, fronts: list[str], production: harness.Nginx, directo
 
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
-    floor = harness.compile_c(Path(__file__).with_name("floor.c"))
     harness.require_program("nginx")
     fronts, missing = ["nginx"], []
     try:
@@ -163,19 +160,14 @@ def measure(options) -> tuple[list[dict], list[dict]]:
         missing.append(harness.not_run("Envoy's request mirroring", str(reason)))
     missing += peers.missing_peers()
     rounds = []
-    with harness.scratch() as name:
-        directory = Path(name)
-        with (
-            harness.Nginx(directory / "production", harness.PRODUCTION_CORE) as production,
-            harness.Nginx(directory / "shadow", harness.SHADOW_CORE) as sink,
-        ):
-            for number in range(options.rounds):
-                cpu = cpu_round(options, floor, fronts, (production, sink), directory)
-                latency = latency_round(options, fronts, production, directory)
-                rounds.append({"cpu": cpu, "latency": latency})
-                words = ", ".join(f"{side} {figure['cpu_us']:.1f} us" for side, figure in cpu.items())
-                waits = ", ".join(f"{side} {figure['p50_ms']:.2f} ms" for side, figure in latency.items())
-                print(f"round {number + 1}: {words}; {waits}", file=sys.stderr)
+    with capture.set_up() as bench:
+        for number in range(options.rounds):
+            cpu = cpu_round(options, fronts, bench)
+            latency = latency_round(options, fronts, bench.production, bench.directory)
+            rounds.append({"cpu": cpu, "latency": latency})
+            words = ", ".join(f"{side} {figure['cpu_us']:.1f} us" for side, figure in cpu.items())
+            waits = ", ".join(f"{side} {figure['p50_ms']:.2f} ms" for side, figure in latency.items())
+            print(f"round {number + 1}: {words}; {waits}", file=sys.stderr)
     return [*figures(options, fronts, rounds), *missing], rounds
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.macro import capture
@@ -25,10 +24,10 @@ GOREPLAY_BAR = 1 / 12
 class Goreplay(harness.Process):
     """`gor`, pinned where gopher is."""
 
-    def __init__(self, directory: Path, port: int, upstream: int) -> None:
-        raw, out = f":{port}", f"http://{harness.LOOPBACK}:{upstream}"
+    def __init__(self, bench: capture.Bench) -> None:
+        raw, out = f":{bench.production.port}", f"http://{harness.LOOPBACK}:{bench.sink.port}"
         command = ("gor", "--input-raw", raw, "--output-http", out)
-        super().__init__(harness.pinned(harness.SHADOW_CORE, *command), directory / "gor.log")
+        super().__init__(harness.pinned(harness.SHADOW_CORE, *command), bench.directory / "gor.log")
         time.sleep(2)  # it says nothing when it captures
 
 
@@ -44,12 +43,11 @@ def missing_peers() -> list[dict]:
     return lines
 
 
-def mirror_round(
-    options, mirror: harness.Process, floor: Path, production: harness.Nginx, sink: harness.Nginx, directory: Path
-) -> dict:
+def mirror_round(options, mirror: harness.Process, bench: capture.Bench) -> dict:
     """One load, mirrored by `mirror`, which has started."""
+    production, sink = bench.production, bench.sink
     served_before, arrived_before, cpu_before = production.requests(), sink.requests(), sum(mirror.cpu_s())
-    with capture.start_load(options, floor, production.port, directory, options.seconds) as load:
+    with capture.start_load(options, bench, options.seconds) as load:
         if options.rate:
             load.wait()
         else:
@@ -71,30 +69,21 @@ def mirror_round(
 
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
-    floor = harness.compile_c(Path(__file__).with_name("floor.c"))
     rounds = []
-    with harness.scratch() as name:
-        directory = Path(name)
-        with (
-            harness.Nginx(directory / "production", harness.PRODUCTION_CORE) as production,
-            harness.Nginx(directory / "shadow", harness.SHADOW_CORE) as sink,
-        ):
-            servers = (floor, production, sink, directory)
-            for number in range(options.rounds):
-                for rate in options.rates:
-                    options.rate = rate
-                    one: dict = {"rate": rate}
-                    with harness.Gopher(
-                        directory, options.gopher, production.port, [sink.port], *options.option
-                    ) as gopher:
-                        one["gopher"] = mirror_round(options, gopher, *servers)
-                        gopher.end()
-                    if shutil.which("gor"):
-                        with Goreplay(directory, production.port, sink.port) as gor:
-                            one["goreplay"] = mirror_round(options, gor, *servers)
-                    rounds.append(one)
-                    words = [f"{side} {one[side]['cpu_us']:.1f} us, lost {one[side]['lost']}" for side in sides(one)]
-                    print(f"round {number + 1}, {load_name(rate)}: {'; '.join(words)}", file=sys.stderr)
+    with capture.set_up() as bench:
+        for number in range(options.rounds):
+            for rate in options.rates:
+                settings = capture.changed(options, rate=rate)
+                one: dict = {"rate": rate}
+                with bench.gopher(options) as gopher:
+                    one["gopher"] = mirror_round(settings, gopher, bench)
+                    gopher.end()
+                if shutil.which("gor"):
+                    with Goreplay(bench) as gor:
+                        one["goreplay"] = mirror_round(settings, gor, bench)
+                rounds.append(one)
+                words = [f"{side} {one[side]['cpu_us']:.1f} us, lost {one[side]['lost']}" for side in sides(one)]
+                print(f"round {number + 1}, {load_name(rate)}: {'; '.join(words)}", file=sys.stderr)
     return [*figures(options, rounds), *missing_peers()], rounds
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.macro import capture, peers
@@ -39,32 +38,24 @@ def quantile_ms(latency: dict, share: float) -> float:
 
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
-    floor = harness.compile_c(Path(__file__).with_name("floor.c"))
     goreplay = shutil.which("gor") is not None
-    extra = list(options.option)
     rounds = []
-    with harness.scratch() as name:
-        directory = Path(name)
-        with (
-            harness.Nginx(directory / "production", harness.PRODUCTION_CORE) as production,
-            harness.Nginx(directory / "shadow", harness.SHADOW_CORE) as sink,
-        ):
-            for number in range(options.rounds):
-                for rate in options.rates:
-                    options.rate = rate
-                    for mode, words in MODES.items():
-                        options.option = [*extra, *words]
-                        done = capture.gopher_round(options, floor, production, sink, directory)
-                        rounds.append({"rate": rate, "program": f"gopher, {mode}", **done})
-                        print(
-                            f"round {number + 1}, {rate}/s, {mode}: {done['requests_per_s']:.0f}/s came, lost"
-                            f" {done['lost']}, {done['cpu_us']:.2f} us a request",
-                            file=sys.stderr,
-                        )
-                    if goreplay:
-                        with peers.Goreplay(directory, production.port, sink.port) as gor:
-                            done = peers.mirror_round(options, gor, floor, production, sink, directory)
-                        rounds.append({"rate": rate, "program": "goreplay", **done})
+    with capture.set_up() as bench:
+        for number in range(options.rounds):
+            for rate in options.rates:
+                for mode, words in MODES.items():
+                    settings = capture.changed(options, rate=rate, option=[*options.option, *words])
+                    done = capture.gopher_round(settings, bench)
+                    rounds.append({"rate": rate, "program": f"gopher, {mode}", **done})
+                    print(
+                        f"round {number + 1}, {rate}/s, {mode}: {done['requests_per_s']:.0f}/s came, lost"
+                        f" {done['lost']}, {done['cpu_us']:.2f} us a request",
+                        file=sys.stderr,
+                    )
+                if goreplay:
+                    with peers.Goreplay(bench) as gor:
+                        done = peers.mirror_round(capture.changed(options, rate=rate), gor, bench)
+                    rounds.append({"rate": rate, "program": "goreplay", **done})
     lines = figures(options, rounds)
     if not goreplay:
         lines.append(harness.not_run("goreplay", "gor is not installed"))

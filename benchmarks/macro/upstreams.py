@@ -6,9 +6,7 @@ floor, in turns within each round. What the second adds is the CPU with two less
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.macro import capture
@@ -19,23 +17,16 @@ ADDED_BAR = 1.1
 
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
-    floor = harness.compile_c(Path(__file__).with_name("floor.c"))
     rounds = []
-    with harness.scratch() as name:
-        directory = Path(name)
-        with (
-            harness.Nginx(directory / "production", harness.PRODUCTION_CORE) as production,
-            harness.Nginx(directory / "shadow", harness.SHADOW_CORE, MOST) as sink,
-        ):
-            for number in range(options.rounds):
-                one: dict = {"gopher": []}
-                for upstreams in range(1, MOST + 1):
-                    settings = argparse.Namespace(**{**vars(options), "upstreams": upstreams})
-                    one["gopher"].append(capture.gopher_round(settings, floor, production, sink, directory))
-                one["floor"], one["floor_us"] = capture.floor_beside_load(options, floor, production, sink, directory)
-                rounds.append(one)
-                used = ", ".join(f"{done['cpu_us']:.2f}" for done in one["gopher"])
-                print(f"round {number + 1}: {used} us a request, floor {one['floor_us']:.2f} us", file=sys.stderr)
+    with capture.set_up(MOST) as bench:
+        for number in range(options.rounds):
+            one: dict = {"gopher": []}
+            for upstreams in range(1, MOST + 1):
+                one["gopher"].append(capture.gopher_round(capture.changed(options, upstreams=upstreams), bench))
+            one["floor"], one["floor_us"] = capture.floor_beside_load(options, bench)
+            rounds.append(one)
+            used = ", ".join(f"{done['cpu_us']:.2f}" for done in one["gopher"])
+            print(f"round {number + 1}: {used} us a request, floor {one['floor_us']:.2f} us", file=sys.stderr)
     return figures(options, rounds), rounds
 
 

@@ -7,9 +7,7 @@ that nothing breaks; on a machine with cores to spare they would be the gain.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.macro import capture
@@ -25,29 +23,22 @@ SATURATION = 0
 
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
-    floor = harness.compile_c(Path(__file__).with_name("floor.c"))
     rounds = []
-    with harness.scratch() as name:
-        directory = Path(name)
-        with (
-            harness.Nginx(directory / "production", harness.PRODUCTION_CORE) as production,
-            harness.Nginx(directory / "shadow", harness.SHADOW_CORE) as sink,
-        ):
-            for number in range(options.rounds):
-                for rate in options.rates:
-                    done = {"rate": rate}
-                    # In turns, so that neither always comes first.
-                    for workers in ((1, WORKERS), (WORKERS, 1))[number % 2]:
-                        option = [*options.option, f"--workers={workers}"]
-                        settings = argparse.Namespace(**{**vars(options), "rate": rate, "option": option})
-                        done[str(workers)] = capture.gopher_round(settings, floor, production, sink, directory)
-                    rounds.append(done)
-                    print(
-                        f"round {number + 1}, {rate or 'all'}/s: {done['1']['cpu_us']:.2f} us a request,"
-                        f" {done[str(WORKERS)]['cpu_us']:.2f} with {WORKERS} workers,"
-                        f" lost {done['1']['lost']} and {done[str(WORKERS)]['lost']}",
-                        file=sys.stderr,
-                    )
+    with capture.set_up() as bench:
+        for number in range(options.rounds):
+            for rate in options.rates:
+                done = {"rate": rate}
+                # In turns, so that neither always comes first.
+                for workers in ((1, WORKERS), (WORKERS, 1))[number % 2]:
+                    option = [*options.option, f"--workers={workers}"]
+                    done[str(workers)] = capture.gopher_round(capture.changed(options, rate=rate, option=option), bench)
+                rounds.append(done)
+                print(
+                    f"round {number + 1}, {rate or 'all'}/s: {done['1']['cpu_us']:.2f} us a request,"
+                    f" {done[str(WORKERS)]['cpu_us']:.2f} with {WORKERS} workers,"
+                    f" lost {done['1']['lost']} and {done[str(WORKERS)]['lost']}",
+                    file=sys.stderr,
+                )
     return [line for rate in options.rates for line in figures(options, rate, rounds)], rounds
 
 
