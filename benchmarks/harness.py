@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import http.client
 import importlib.util
 import json
@@ -43,6 +44,7 @@ PEERS = {
     "envoy": ["--version"],
     "gor": ["--help"],
     "haproxy": ["-v"],
+    "intercept": ["-v"],
     "mitmdump": ["--version"],
     "tcpcopy": ["-v"],
     "tcpdump": ["--version"],
@@ -107,6 +109,23 @@ def pinned(core: int, *command: str | Path) -> list[str]:
     return ["taskset", "-c", str(core), *map(str, command)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """Where programs run: this machine, or a network of its own on it."""
+
+    address: str = LOOPBACK
+    device: str = "lo"
+    """Where comes in what is sent to the address."""
+    enter: tuple[str, ...] = ()
+    """The words that run the command after them there."""
+
+    def pinned(self, core: int, *command: str | Path) -> list[str]:
+        return [*self.enter, *pinned(core, *command)]
+
+
+HERE = Host()
+
+
 def process_cpu_s(pid: int) -> tuple[float, float]:
     """User and system seconds of a process so far, threads that ended included.
 
@@ -140,7 +159,26 @@ def enter_own_network() -> None:
     if libc.unshare(_CLONE_NEWNET) != 0:
         raise NotRun(f"no permission for a network namespace: {os.strerror(ctypes.get_errno())}")
     subprocess.run([ip, "link", "set", "lo", "up"], check=True)
-    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 65535")
+    settings = Path("/proc/sys/net/ipv4")
+    (settings / "ip_local_port_range").write_text("1024 65535")
+    # A second after its connection a port is free, as it is on loopback: goreplay takes one for each request.
+    (settings / "tcp_tw_reuse").write_text("1")
+
+
+def enter_joined_networks() -> tuple[Host, Host]:
+    """As `enter_own_network`, and joined to a second network by a cable; returns the host there and the one here."""
+    enter_own_network()
+    # Held open, for a network is gone with the last that uses it.
+    other = f"/proc/{os.getpid()}/fd/{os.open('/proc/self/ns/net', os.O_RDONLY)}"
+    enter_own_network()
+    ip, cable = require_program("ip"), "cable"
+    there = Host("192.0.2.1", cable, (require_program("nsenter"), f"--net={other}"))
+    here = Host("192.0.2.2", cable)
+    subprocess.run([ip, "link", "add", cable, "type", "veth", "peer", "name", cable, "netns", other], check=True)
+    for host in (there, here):
+        subprocess.run([*host.enter, ip, "address", "add", f"{host.address}/24", "dev", cable], check=True)
+        subprocess.run([*host.enter, ip, "link", "set", cable, "up"], check=True)
+    return there, here
 
 
 def free_ports(count: int) -> list[int]:
@@ -190,15 +228,16 @@ class Process:
         """User and system seconds of the whole process so far; see `process_cpu_s`."""
         return process_cpu_s(self.pid)
 
-    def wait_for_line(self, start: str, timeout_s: float = 10) -> None:
+    def wait_for(self, words: str, timeout_s: float = 10) -> None:
+        """Wait until its standard error has the words."""
         deadline = time.monotonic() + timeout_s
-        while not any(line.startswith(start) for line in self.log.read_text().splitlines()):
+        while words not in self.log.read_text():
             if self.popen.poll() is not None:
                 if self.popen.returncode == 77:
                     raise NotRun("no permission to capture")
                 raise RuntimeError(f"{self.popen.args} ended with {self.popen.returncode}: {self.log.read_text()}")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.popen.args} did not say {start!r} within {timeout_s} s")
+                raise RuntimeError(f"{self.popen.args} did not say {words!r} within {timeout_s} s")
             time.sleep(0.01)
 
     def freeze(self) -> None:
@@ -236,24 +275,25 @@ class Nginx(Process):
                 location / {{ return 200 "ok\\n"; }}
                 location = /session {{ add_header Set-Cookie "JSESSIONID={session}"; return 200 "ok\\n"; }}
             }}
-            server {{ listen {loopback}:{status_port}; location / {{ stub_status; }} }}
+            server {{ listen {address}:{status_port}; location / {{ stub_status; }} }}
         }}
     """
 
-    def __init__(self, directory: Path, core: int, ports: int = 1) -> None:
+    def __init__(self, directory: Path, core: int, ports: int = 1, *, host: Host = HERE) -> None:
+        self.host = host
         nginx = require_program("nginx")
         directory.mkdir()
         *self.ports, status_port = free_ports(ports + 1)
-        listen = " ".join(f"listen {LOOPBACK}:{port} backlog=32768;" for port in self.ports)
+        listen = " ".join(f"listen {host.address}:{port} backlog=32768;" for port in self.ports)
         config = directory / "nginx.conf"
         config.write_text(
             self.CONFIG.format(
-                directory=directory, listen=listen, loopback=LOOPBACK, status_port=status_port, session="5e55" * 8
+                directory=directory, listen=listen, address=host.address, status_port=status_port, session="5e55" * 8
             )
         )
-        command = pinned(core, nginx, "-p", directory, "-c", config, "-e", directory / "error.log")
+        command = host.pinned(core, nginx, "-p", directory, "-c", config, "-e", directory / "error.log")
         super().__init__(command, directory / "stderr")
-        self._status = http.client.HTTPConnection(LOOPBACK, status_port)
+        self._status = http.client.HTTPConnection(host.address, status_port)
         self._queries = 0
         deadline = time.monotonic() + 10
         while True:
@@ -291,22 +331,28 @@ class Nginx(Process):
 
 
 class Gopher(Process):
-    """`gopher -c` on lo, pinned beside the shadow server."""
+    """`gopher -c` beside production, whose port is `port`; pinned beside the shadow server, `upstream_host`."""
 
     def __init__(
-        self, directory: Path, command: list[str], port: int, upstream_ports: list[int], *options: str
+        self,
+        directory: Path,
+        command: list[str],
+        port: int,
+        upstream_ports: list[int],
+        *options: str,
+        host: Host = HERE,
+        upstream_host: Host = HERE,
     ) -> None:
         self._report = directory / "report.json"
-        upstreams = [word for upstream in upstream_ports for word in ("-u", f"{LOOPBACK}:{upstream}")]
+        upstreams = [word for upstream in upstream_ports for word in ("-u", f"{upstream_host.address}:{upstream}")]
+        what = ("-c", "-i", host.device, "-p", str(port), *upstreams, "--report", self._report, *options)
         super().__init__(
-            pinned(
-                SHADOW_CORE, *command, "-c", "-i", "lo", "-p", str(port), *upstreams, "--report", self._report, *options
-            ),
+            host.pinned(SHADOW_CORE, *command, *what),
             directory / "gopher.log",
             # Not the root: -m would take the gopher that lies there, whichever Python is asked.
             cwd=directory,
         )
-        self.wait_for_line("gopher: capturing on")
+        self.wait_for("gopher: capturing on")
 
     def _pids(self) -> list[int]:
         """Of all its processes: with --workers there are several."""

@@ -58,18 +58,21 @@ class Bench:
     def gopher(self, options) -> harness.Gopher:
         """A gopher that mirrors production to as many of the sink's ports as there are upstreams."""
         upstreams = self.sink.ports[: options.upstreams]
-        return harness.Gopher(self.directory, options.gopher, self.production.port, upstreams, *options.option)
+        hosts = {"host": self.production.host, "upstream_host": self.sink.host}
+        return harness.Gopher(self.directory, options.gopher, self.production.port, upstreams, *options.option, **hosts)
 
 
 @contextlib.contextmanager
-def set_up(upstreams: int = 1) -> Iterator[Bench]:
+def set_up(
+    upstreams: int = 1, *, production_host: harness.Host = harness.HERE, sink_host: harness.Host = harness.HERE
+) -> Iterator[Bench]:
     """Production on its core and the shadow, with a port for each upstream, on the other."""
     floor = harness.compile_c(Path(__file__).with_name("floor.c"))
     with harness.scratch() as name:
         directory = Path(name)
         with (
-            harness.Nginx(directory / "production", harness.PRODUCTION_CORE) as production,
-            harness.Nginx(directory / "shadow", harness.SHADOW_CORE, upstreams) as sink,
+            harness.Nginx(directory / "production", harness.PRODUCTION_CORE, host=production_host) as production,
+            harness.Nginx(directory / "shadow", harness.SHADOW_CORE, upstreams, host=sink_host) as sink,
         ):
             yield Bench(directory, floor, production, sink)
 
@@ -85,7 +88,7 @@ def floor_round(options, bench: Bench, *, cold: bool = False) -> dict:
         interval_ns = round(burst / options.rate * 1e9)
     command = harness.pinned(
         harness.SHADOW_CORE,
-        *floor_command(options, bench.floor, bench.sink.port, burst, interval_ns, options.seconds),
+        *floor_command(options, bench.floor, bench.sink.host, bench.sink.port, burst, interval_ns, options.seconds),
         *(["cold"] if cold else []),
     )
     request = request_for(options, bench.sink.port)
@@ -93,11 +96,13 @@ def floor_round(options, bench: Bench, *, cold: bool = False) -> dict:
     return json.loads(ran.stdout)
 
 
-def floor_command(options, floor: Path, port: int, burst: int, interval_ns: int, seconds: float) -> list[str]:
+def floor_command(
+    options, floor: Path, host: harness.Host, port: int, burst: int, interval_ns: int, seconds: float
+) -> list[str]:
     # The floor itself always waits for its answers.
     mode = options.mode if burst == 1 or options.mode != "open" else "keep"
     values = (port, options.connections, burst, interval_ns, seconds, mode, options.active or options.connections)
-    return [str(floor), harness.LOOPBACK, *map(str, values)]
+    return [str(floor), host.address, *map(str, values)]
 
 
 class Load(harness.Process):
@@ -115,7 +120,7 @@ class Load(harness.Process):
                 stdout=output,
             )
         if stdin is not None:
-            self.wait_for_line("ready", 60)
+            self.wait_for("ready", 60)
 
     def wait(self) -> dict:
         """Wait for the end of a paced load; returns what it says. Its connections stay open."""
@@ -131,13 +136,13 @@ def start_load(options, bench: Bench, seconds: float, *, port: int | None = None
 
     They go to production, or to `port`.
     """
-    port = port or bench.production.port
+    host, port = bench.production.host, port or bench.production.port
     if options.rate:
-        command = [*floor_command(options, bench.floor, port, 1, round(1e9 / options.rate), seconds), "hold"]
+        command = [*floor_command(options, bench.floor, host, port, 1, round(1e9 / options.rate), seconds), "hold"]
         return Load(command, bench.directory, "generator", request_for(options, port))
-    head = f"GET / HTTP/1.1\r\nHost: {harness.LOOPBACK}:{port}\r\n"
+    head = f"GET / HTTP/1.1\r\nHost: {host.address}:{port}\r\n"
     wrk = (harness.require_program("wrk"), "-t1", f"-c{options.connections}", "-d1h")
-    command = (*wrk, "-H", harness.padding_header(len(head)), f"http://{harness.LOOPBACK}:{port}/")
+    command = (*wrk, "-H", harness.padding_header(len(head)), f"http://{host.address}:{port}/")
     return Load([str(word) for word in command], bench.directory, "wrk")
 
 

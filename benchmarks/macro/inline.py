@@ -15,7 +15,6 @@ The front, gopher, the floor and the shadow share one core; production and the l
 from __future__ import annotations
 
 import selectors
-import shutil
 import socket
 import statistics
 import sys
@@ -83,8 +82,8 @@ def cpu_round(options, fronts: list[str], bench: capture.Bench) -> dict:
     with bench.gopher(options) as gopher:
         done["gopher"] = paced(options, bench, gopher)
         done["gopher"]["delivered_bytes"] = gopher.end()["upstreams"][0]["delivered_bytes"]
-    if shutil.which("gor") is not None:
-        with peers.Goreplay(bench) as gor:
+    if "goreplay" in peers.installed():
+        with peers.goreplay(bench) as [gor]:
             done["goreplay"] = paced(options, bench, gor)
     least = capture.floor_round(options, bench)
     done["floor"] = {"requests": least["requests"], "cpu_us": capture.cpu_us(least)}
@@ -130,7 +129,7 @@ def latency_round(options, fronts: list[str], production: harness.Nginx, directo
     command = [sys.executable, "-c", SLOW_SHADOW, str(slow_port), str(SHADOW_DELAY_S)]
     done = {}
     with harness.Process(harness.pinned(harness.SHADOW_CORE, *command), directory / "slow.log") as slow:
-        slow.wait_for_line("ready")
+        slow.wait_for("ready")
         for name in fronts:
             for mirrors in (False, True):
                 front_directory = directory / f"{name}-{mirrors}"
@@ -158,7 +157,7 @@ def measure(options) -> tuple[list[dict], list[dict]]:
         fronts.append("Envoy")
     except harness.NotRun as reason:
         missing.append(harness.not_run("Envoy's request mirroring", str(reason)))
-    missing += peers.missing_peers()
+    missing += peers.not_run("goreplay")
     rounds = []
     with capture.set_up() as bench:
         for number in range(options.rounds):

@@ -1,15 +1,26 @@
 """gopher beside other capturing mirrors, at 1,000 requests a second and at saturation: CPU per request, and loss.
 
+    wrk ══ cable ══► production nginx ─ ─ ► gopher, goreplay or tcpcopy ══ cable ══► shadow nginx ─► intercept
+    ╰────── production's core ──────╯       ╰────────────── the shadow's core, in turns ──────────────╯
+
 Each takes its turn within a round, on the same core, with the same load and the same shadow server, and is measured in
 the same way: CPU of the whole process from the start of the load until nothing more arrives, for each request that has
-arrived; lost is what production served and the shadow did not get, by the servers' own counts.
+arrived; lost is what production served and the shadow did not get, by the servers' own counts. tcpcopy cannot do
+without intercept, so both count.
+
+All of it happens in two networks made for it, joined by a cable: production and the mirrors in one, clients and the
+shadow in the other. tcpcopy needs that, for it sends with the clients' addresses and nobody may take the shadow's
+answers to those; and the mirrors see only what comes in, where a loopback device would show them both directions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 from benchmarks import harness
 from benchmarks.macro import capture
@@ -17,36 +28,77 @@ from benchmarks.macro import capture
 LOW_RATE = 1_000
 # goreplay may hold a message back for as long as two seconds (--input-raw-expire).
 QUIET_S = 3.0
-# gopher's CPU per request at saturation, as a part of goreplay's.
-GOREPLAY_BAR = 1 / 12
+# gopher's CPU per request at saturation, as a part of each peer's.
+BARS = {"goreplay": 1 / 12, "tcpcopy+intercept": 1}
+PROGRAMS = {"goreplay": ("gor",), "tcpcopy+intercept": ("tcpcopy", "intercept")}
+# What tcpcopy puts in place of the clients' network.
+MIRRORED_CLIENTS = "198.51.100"
 
 
-class Goreplay(harness.Process):
+@contextlib.contextmanager
+def goreplay(bench: capture.Bench) -> Iterator[tuple[harness.Process, ...]]:
     """`gor`, pinned where gopher is."""
-
-    def __init__(self, bench: capture.Bench) -> None:
-        raw, out = f":{bench.production.port}", f"http://{harness.LOOPBACK}:{bench.sink.port}"
-        command = ("gor", "--input-raw", raw, "--output-http", out)
-        super().__init__(harness.pinned(harness.SHADOW_CORE, *command), bench.directory / "gor.log")
-        time.sleep(2)  # it says nothing when it captures
-
-
-def missing_peers() -> list[dict]:
-    """The lines of the results table for the peers that are not run."""
-    lines = []
-    if shutil.which("gor") is None:
-        lines.append(harness.not_run("goreplay", "gor is not installed"))
-    if shutil.which("tcpcopy") is None:
-        lines.append(harness.not_run("tcpcopy", "tcpcopy is not installed"))
-    else:
-        lines.append(harness.not_run("tcpcopy", "its intercept needs a machine and a route of its own"))
-    return lines
-
-
-def mirror_round(options, mirror: harness.Process, bench: capture.Bench) -> dict:
-    """One load, mirrored by `mirror`, which has started."""
     production, sink = bench.production, bench.sink
-    served_before, arrived_before, cpu_before = production.requests(), sink.requests(), sum(mirror.cpu_s())
+    raw, out = f":{production.port}", f"http://{sink.host.address}:{sink.port}"
+    command = ("gor", "--input-raw", raw, "--output-http", out)
+    with harness.Process(production.host.pinned(harness.SHADOW_CORE, *command), bench.directory / "gor.log") as gor:
+        time.sleep(2)  # it says nothing when it captures
+        yield (gor,)
+
+
+@contextlib.contextmanager
+def tcpcopy(bench: capture.Bench) -> Iterator[tuple[harness.Process, ...]]:
+    """`tcpcopy` beside production and `intercept` beside the shadow, both pinned where gopher is.
+
+    What the shadow answers leaves by the cable, where intercept sees it and tells tcpcopy, and ends at the other side.
+    """
+    production, sink, ip = bench.production, bench.sink, harness.require_program("ip")
+    there, here = production.host, sink.host
+    clients = f"{MIRRORED_CLIENTS}.0/24"
+    subprocess.run([*here.enter, ip, "route", "replace", clients, "via", there.address], check=True)
+    subprocess.run([*there.enter, ip, "route", "replace", "blackhole", clients], check=True)
+    [port] = map(str, harness.free_ports(1))
+    log = ("-p", port, "-l", "/dev/stderr")
+    from_sink = ("-i", here.device, "-F", f"tcp and src port {sink.port}")
+    to_sink = ("-x", f"{production.port}-{here.address}:{sink.port}", "-c", f"{MIRRORED_CLIENTS}.x", "-s", here.address)
+    with harness.Process(
+        here.pinned(harness.SHADOW_CORE, "intercept", *from_sink, *log), bench.directory / "intercept.log"
+    ) as intercept:
+        intercept.wait_for("pcap open")
+        with harness.Process(
+            there.pinned(harness.SHADOW_CORE, "tcpcopy", *to_sink, *log), bench.directory / "tcpcopy.log"
+        ) as copier:
+            intercept.wait_for("it adds fd")
+            time.sleep(0.5)  # it says nothing when it captures
+            yield copier, intercept
+
+
+PEERS = {"goreplay": goreplay, "tcpcopy+intercept": tcpcopy}
+
+
+def missing(peer: str) -> list[str]:
+    return [program for program in PROGRAMS[peer] if shutil.which(program) is None]
+
+
+def installed() -> list[str]:
+    return [peer for peer in PEERS if not missing(peer)]
+
+
+def not_run(*peers: str) -> list[dict]:
+    """The lines of the results table for those of the peers that are not installed."""
+    return [
+        harness.not_run(peer, f"not installed: {', '.join(programs)}") for peer in peers if (programs := missing(peer))
+    ]
+
+
+def mirror_round(options, bench: capture.Bench, *mirror: harness.Process) -> dict:
+    """One load, mirrored by the processes of `mirror`, which have started."""
+    production, sink = bench.production, bench.sink
+
+    def cpu_s() -> float:
+        return sum(sum(process.cpu_s()) for process in mirror)
+
+    served_before, arrived_before, cpu_before = production.requests(), sink.requests(), cpu_s()
     with capture.start_load(options, bench, options.seconds) as load:
         if options.rate:
             load.wait()
@@ -57,38 +109,39 @@ def mirror_round(options, mirror: harness.Process, bench: capture.Bench) -> dict
         arrived = sink.requests() - arrived_before
         if arrived < served:
             arrived = harness.wait_until_settled(sink.requests, QUIET_S) - arrived_before
-        cpu_s = sum(mirror.cpu_s()) - cpu_before
+        used_s = cpu_s() - cpu_before
     return {
         "requests": served,
         "arrived": arrived,
         "requests_per_s": served / options.seconds,
         "lost": served - arrived,
-        "cpu_us": cpu_s / max(1, arrived) * 1e6,
+        "cpu_us": used_s / max(1, arrived) * 1e6,
     }
 
 
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
+    there, here = harness.enter_joined_networks()
     rounds = []
-    with capture.set_up() as bench:
+    with capture.set_up(production_host=there, sink_host=here) as bench:
         for number in range(options.rounds):
             for rate in options.rates:
                 settings = capture.changed(options, rate=rate)
                 one: dict = {"rate": rate}
                 with bench.gopher(options) as gopher:
-                    one["gopher"] = mirror_round(settings, gopher, bench)
+                    one["gopher"] = mirror_round(settings, bench, gopher)
                     gopher.end()
-                if shutil.which("gor"):
-                    with Goreplay(bench) as gor:
-                        one["goreplay"] = mirror_round(settings, gor, bench)
+                for peer in installed():
+                    with PEERS[peer](bench) as mirror:
+                        one[peer] = mirror_round(settings, bench, *mirror)
                 rounds.append(one)
                 words = [f"{side} {one[side]['cpu_us']:.1f} us, lost {one[side]['lost']}" for side in sides(one)]
                 print(f"round {number + 1}, {load_name(rate)}: {'; '.join(words)}", file=sys.stderr)
-    return [*figures(options, rounds), *missing_peers()], rounds
+    return [*figures(options, rounds), *not_run(*PEERS)], rounds
 
 
 def sides(one: dict) -> list[str]:
-    return [side for side in ("gopher", "goreplay") if side in one]
+    return [side for side in ("gopher", *PEERS) if side in one]
 
 
 def load_name(rate: int) -> str:
@@ -109,10 +162,10 @@ def figures(options, rounds: list[dict]) -> list[dict]:
                 harness.figure(f"{side}: lost ({where})", "%", lost, bar, every_round=True),
                 harness.figure(f"{side}: production served ({where})", "1/s", offered, digits=0),
             ]
-        if "goreplay" in here[0]:
-            ratios = [r["gopher"]["cpu_us"] / r["goreplay"]["cpu_us"] for r in here]
-            bar = None if rate else GOREPLAY_BAR
-            lines.append(harness.figure(f"CPU per request, gopher / goreplay ({where})", "ratio", ratios, bar))
+        for peer in sides(here[0])[1:]:
+            ratios = [r["gopher"]["cpu_us"] / r[peer]["cpu_us"] for r in here]
+            bar = None if rate else BARS[peer]
+            lines.append(harness.figure(f"CPU per request, gopher / {peer} ({where})", "ratio", ratios, bar))
     return lines
 
 

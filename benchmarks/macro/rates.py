@@ -7,7 +7,6 @@ the moment the upstream's socket has taken it. goreplay does the same where it i
 
 from __future__ import annotations
 
-import shutil
 import sys
 
 from benchmarks import harness
@@ -38,7 +37,7 @@ def quantile_ms(latency: dict, share: float) -> float:
 
 def measure(options) -> tuple[list[dict], list[dict]]:
     """Returns the figures and the rounds they come from."""
-    goreplay = shutil.which("gor") is not None
+    goreplay = "goreplay" in peers.installed()
     rounds = []
     with capture.set_up() as bench:
         for number in range(options.rounds):
@@ -53,12 +52,12 @@ def measure(options) -> tuple[list[dict], list[dict]]:
                         file=sys.stderr,
                     )
                 if goreplay:
-                    with peers.Goreplay(bench) as gor:
-                        done = peers.mirror_round(capture.changed(options, rate=rate), gor, bench)
+                    with peers.goreplay(bench) as gor:
+                        done = peers.mirror_round(capture.changed(options, rate=rate), bench, *gor)
                     rounds.append({"rate": rate, "program": "goreplay", **done})
     lines = figures(options, rounds)
     if not goreplay:
-        lines.append(harness.not_run("goreplay", "gor is not installed"))
+        lines += peers.not_run("goreplay")
     return lines, rounds
 
 

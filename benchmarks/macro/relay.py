@@ -79,7 +79,7 @@ class Relay(harness.Process):
             # Not the root: -m would take the gopher that lies there, whichever Python is asked.
             cwd=directory,
         )
-        self.wait_for_line("gopher: relaying on")
+        self.wait_for("gopher: relaying on")
         self.couples = "--couple" in options
         if self.couples:
             self._begin_session()
@@ -144,7 +144,7 @@ def idle_mib(options, directory: Path, upstream: harness.Nginx) -> float:
             "time.sleep(3600)\n"
         )
         with harness.Process([sys.executable, "-c", script], directory / "idle.log") as clients:
-            clients.wait_for_line("held", timeout_s=60)
+            clients.wait_for("held", timeout_s=60)
             time.sleep(1)
             status = Path(f"/proc/{relay.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024

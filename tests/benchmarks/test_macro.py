@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.macro import peers
 from tests.support import netns
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -81,8 +82,22 @@ def test_upstreams(host, tmp_path):
 
 def test_peers(host, tmp_path):
     options = ("--seconds=0.3", "--connections=20", "--rates", "1000")
-    for done in rounds_of(host, tmp_path, "peers", *options):
-        assert done["gopher"]["arrived"] == done["gopher"]["requests"] > 0
+    [done] = rounds_of(host, tmp_path, "peers", *options)
+    assert set(done) == {"rate", "gopher", *peers.installed()}
+    assert done["gopher"]["arrived"] == done["gopher"]["requests"] > 0
+    for peer in peers.installed():
+        # They may lose some.
+        assert 0 < done[peer]["arrived"] <= done[peer]["requests"], peer
+        assert done[peer]["lost"] == done[peer]["requests"] - done[peer]["arrived"], peer
+
+
+def test_peers_that_are_missing_are_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert peers.installed() == []
+    assert peers.not_run("goreplay", "tcpcopy+intercept") == [
+        {"figure": "goreplay", "not_run": "not installed: gor"},
+        {"figure": "tcpcopy+intercept", "not_run": "not installed: tcpcopy, intercept"},
+    ]
 
 
 def test_relay(host, tmp_path):
