@@ -9,7 +9,7 @@ arrived; lost is what production served and the shadow did not get, by the serve
 without intercept, so both count.
 
 All of it happens in two networks made for it, joined by a cable: production and the mirrors in one, clients and the
-shadow in the other. tcpcopy needs that, for it sends with the clients' addresses and nobody may take the shadow's
+shadow in the other. tcpcopy needs that, for it sends with made-up clients' addresses and nobody may take the shadow's
 answers to those; and the mirrors see only what comes in, where a loopback device would show them both directions.
 """
 
@@ -41,7 +41,9 @@ def goreplay(bench: capture.Bench) -> Iterator[tuple[harness.Process, ...]]:
     production, sink = bench.production, bench.sink
     raw, out = f":{production.port}", f"http://{sink.host.address}:{sink.port}"
     command = ("gor", "--input-raw", raw, "--output-http", out)
-    with harness.Process(production.host.pinned(harness.SHADOW_CORE, *command), bench.directory / "gor.log") as gor:
+    with harness.Process(
+        production.host.pinned(harness.SHADOW_CORE, *command), bench.directory / "gor.log", stdout=subprocess.DEVNULL
+    ) as gor:
         time.sleep(2)  # it says nothing when it captures
         yield (gor,)
 
@@ -87,7 +89,7 @@ def installed() -> list[str]:
 def not_run(*peers: str) -> list[dict]:
     """The lines of the results table for those of the peers that are not installed."""
     return [
-        harness.not_run(peer, f"not installed: {', '.join(programs)}") for peer in peers if (programs := missing(peer))
+        harness.not_run(peer, f"not on PATH: {', '.join(programs)}") for peer in peers if (programs := missing(peer))
     ]
 
 

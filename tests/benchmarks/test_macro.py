@@ -95,8 +95,8 @@ def test_peers_that_are_missing_are_named(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert peers.installed() == []
     assert peers.not_run("goreplay", "tcpcopy+intercept") == [
-        {"figure": "goreplay", "not_run": "not installed: gor"},
-        {"figure": "tcpcopy+intercept", "not_run": "not installed: tcpcopy, intercept"},
+        {"figure": "goreplay", "not_run": "not on PATH: gor"},
+        {"figure": "tcpcopy+intercept", "not_run": "not on PATH: tcpcopy, intercept"},
     ]
 
 
