@@ -85,7 +85,7 @@ class Place:
                 start_new_session=True,
             )
         self._told = {}
-        count = figures_count(setup.config)
+        count = figures_count(setup.resolved.config)
         memory = SharedFigures.allocate(count)
         try:
             self._figures = SharedFigures(memory, count)

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from gopher.capture.source import PacketSource
     from gopher.config import UpstreamConfig
 
-__all__ = ["CaptureRun", "run_capture"]
+__all__ = ["CaptureRun", "Resolved", "run_capture"]
 
 TICK_S: Final = 0.25
 # Under load there is always one more batch.
@@ -63,6 +63,17 @@ RELOADED: Final = frozenset(
 SPARE_DESCRIPTORS: Final = 256
 
 
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What was asked for, with the addresses that its names stand for."""
+
+    config: CaptureConfig
+    addresses: list[list[Address]]
+    """Of each upstream; none for `dir`."""
+    own: list[tuple[str, int]]
+    """(address, port) of what must not be mirrored."""
+
+
 async def run_capture(config: CaptureConfig, control: Control | None = None) -> int:
     """Mirror until the source ends, `duration_s` is over, or SIGTERM or SIGINT comes; then drain and report.
 
@@ -81,7 +92,7 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
     config = within_memory(config)
     prepare()
     user = find_user(config.user)
-    addresses, own = await _resolve(config)
+    resolved = await _resolve(config)
     _allow_descriptors(config)
     count = worker_count(config, len(os.sched_getaffinity(0)))
     with contextlib.ExitStack() as stack:
@@ -94,18 +105,18 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
             if config.report_path is not None:
                 check_writable(config.report_path)
             manager = stack.enter_context(contextlib.closing(ServiceManager()))
-            return await supervise(config, count, addresses, own, metrics, control or Control(), manager)
-        source = stack.enter_context(contextlib.closing(open_source(config.source, own)))
+            return await supervise(resolved, count, metrics, control or Control(), manager)
+        source = stack.enter_context(contextlib.closing(open_source(config.source, resolved.own)))
         # What is opened and made from here on is opened and made with the rights that are left.
         drop_rights(user)
         if config.report_path is not None:
             check_writable(config.report_path)
         manager = stack.enter_context(contextlib.closing(ServiceManager()))
-        return await CaptureRun(config, source, addresses, own, metrics, control or Control(), manager).run()
+        return await CaptureRun(resolved, source, metrics, control or Control(), manager).run()
 
 
-async def _resolve(config: CaptureConfig) -> tuple[list[list[Address]], list[tuple[str, int]]]:
-    """The addresses of each upstream, and whatever traffic must not be mirrored: to these and to those beside them.
+async def _resolve(config: CaptureConfig) -> Resolved:
+    """Look up the addresses of the upstreams. What goes to them and to those beside them must not be mirrored.
 
     Raises:
         ConfigError: a name does not resolve, or production would be mirrored to itself.
@@ -113,7 +124,7 @@ async def _resolve(config: CaptureConfig) -> tuple[list[list[Address]], list[tup
     addresses = [await _addresses(upstream) for upstream in config.mirror.upstreams]
     if config.source.read_path is not None:
         # A file may be sent to where it was captured.
-        return addresses, []
+        return Resolved(config, addresses, [])
     # An upstream without a port of its own is dialled at the one its client went to.
     flat = [
         address.at(port)
@@ -123,7 +134,7 @@ async def _resolve(config: CaptureConfig) -> tuple[list[list[Address]], list[tup
     ]
     flat += [address for upstream in config.beside for address in await _addresses(upstream)]
     _refuse_self(config, flat)
-    return addresses, [(address.host, address.port) for address in flat]
+    return Resolved(config, addresses, [(address.host, address.port) for address in flat])
 
 
 async def _addresses(upstream: UpstreamConfig) -> list[Address]:
@@ -207,10 +218,8 @@ class CaptureRun:
     """One process's capture, or one worker's share of it.
 
     Args:
-        config: what was asked for.
+        resolved: what was asked for.
         source: open; it stays the caller's.
-        addresses: of each upstream.
-        own: (address, port) of what must not be mirrored.
         metrics: where to serve them, if anywhere; it stays the caller's.
         control: the command's side.
         manager: the service manager's.
@@ -218,21 +227,19 @@ class CaptureRun:
 
     def __init__(
         self,
-        config: CaptureConfig,
+        resolved: Resolved,
         source: PacketSource,
-        addresses: list[list[Address]],
-        own: list[tuple[str, int]],
         metrics: socket.socket | None,
         control: Control,
         manager: ServiceManager,
     ) -> None:
-        self._config = config
+        self._config = config = resolved.config
         self._control = control
         self._manager = manager
         self._metrics = metrics
         self._source = source
         self._from_file = isinstance(source, FileSource)
-        self._mirror = Mirror(config, addresses, source, can_wait=self._from_file, own=own)
+        self._mirror = Mirror(config, resolved.addresses, source, can_wait=self._from_file, own=resolved.own)
         self._console = Console(config, source.name, self._mirror.snapshot)
         control.log = self._console.log
         self._turn = Turn()
@@ -414,9 +421,9 @@ class CaptureRun:
                 # As what runs was made: else --max-memory would not hold, or its bounds seem to differ.
                 wanted = within_memory(wanted)
             config, restart = reloaded(self._config, wanted, RELOADED)
-            addresses, own = await _resolve(config)
+            resolved = await _resolve(config)
             async with self._turn:
-                change = self._mirror.reload(config, addresses, own)
+                change = self._mirror.reload(config, resolved.addresses, resolved.own)
             self._config = self._console.config = config
             self._console.log.quiet = config.verbosity < 0
             _allow_descriptors(config)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from gopher.capture.figures import SharedFigures
-from gopher.capture.run import CaptureRun
+from gopher.capture.run import CaptureRun, Resolved
 from gopher.capture.source import DeviceSource, open_source
 from gopher.control import Control
 from gopher.errors import GopherError, leaves_of
@@ -39,7 +39,6 @@ from gopher.supervisor import die_with_parent
 if TYPE_CHECKING:
     from gopher.capture.source import PacketSource
     from gopher.config import CaptureConfig
-    from gopher.upstreams.tcp import Address
 
 __all__ = ["MESSAGE_BYTES", "Setup", "figures_count", "main"]
 
@@ -58,10 +57,8 @@ _PR_SET_NAME: Final = 15
 class Setup:
     """What a worker is told first."""
 
-    config: CaptureConfig
-    """Of this worker."""
-    addresses: list[list[Address]]
-    own: list[tuple[str, int]]
+    resolved: Resolved
+    """For this worker."""
     place: int
     kernel_shares: bool
     supervisor: int
@@ -75,11 +72,11 @@ def main(descriptor: int) -> int:
     with socket.socket(fileno=descriptor) as channel:
         message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
         setup: Setup = pickle.loads(message)
-        figures = SharedFigures(descriptors[0], figures_count(setup.config))
+        figures = SharedFigures(descriptors[0], figures_count(setup.resolved.config))
         os.close(descriptors[0])
         _prctl(_PR_SET_NAME, f"gopher worker {setup.place}".encode())
         die_with_parent(setup.supervisor, signal.SIGKILL)
-        Log(setup.config.log_format, name=setup.config.name).speak_for_process()
+        Log(setup.resolved.config.log_format, name=setup.resolved.config.name).speak_for_process()
         channel.setblocking(False)
         try:
             return trio.run(_work, channel, setup, figures)
@@ -106,8 +103,9 @@ def _prctl(option: int, argument: Any) -> None:
 
 async def _work(channel: socket.socket, setup: Setup, figures: SharedFigures) -> int:
     prepare()
-    user = find_user(setup.config.user)
-    source = open_source(setup.config.source, setup.own)
+    config = setup.resolved.config
+    user = find_user(config.user)
+    source = open_source(config.source, setup.resolved.own)
     with contextlib.closing(source):
         member = source if isinstance(source, DeviceSource) and setup.kernel_shares else None
         socket.send_fds(channel, [json.dumps({"opened": True}).encode()], [member.fileno()] if member else [])
@@ -126,7 +124,7 @@ async def _work(channel: socket.socket, setup: Setup, figures: SharedFigures) ->
 class _WorkerRun(CaptureRun):
     def __init__(self, setup: Setup, source: PacketSource, channel: socket.socket, figures: SharedFigures) -> None:
         # The supervisor speaks with the service manager: this one finds none in its environment.
-        super().__init__(setup.config, source, setup.addresses, setup.own, None, Control(), ServiceManager())
+        super().__init__(setup.resolved, source, None, Control(), ServiceManager())
         self._setup = setup
         self._channel = channel
         self._figures = figures

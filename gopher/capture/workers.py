@@ -35,10 +35,10 @@ from gopher.observe.summing import sum_reports
 if TYPE_CHECKING:
     import socket
 
+    from gopher.capture.run import Resolved
     from gopher.config import CaptureConfig
     from gopher.control import Control
     from gopher.notify import ServiceManager
-    from gopher.upstreams.tcp import Address
 
 __all__ = ["supervise"]
 
@@ -55,13 +55,7 @@ HURRY_GRACE_S: Final = 1.0
 
 
 async def supervise(
-    config: CaptureConfig,
-    count: int,
-    addresses: list[list[Address]],
-    own: list[tuple[str, int]],
-    metrics: socket.socket | None,
-    control: Control,
-    manager: ServiceManager,
+    resolved: Resolved, count: int, metrics: socket.socket | None, control: Control, manager: ServiceManager
 ) -> int:
     """Capture by `count` workers, as `gopher.capture.run.run_capture` does by one. Arguments as for `CaptureRun`.
 
@@ -71,7 +65,7 @@ async def supervise(
     Raises:
         GopherError: something the user or the administrator has to mend; or a worker died while it read a file.
     """
-    supervisor = _Supervisor(config, count, addresses, own, metrics, control, manager)
+    supervisor = _Supervisor(resolved, count, metrics, control, manager)
     try:
         return await supervisor.run()
     finally:
@@ -81,19 +75,16 @@ async def supervise(
 class _Supervisor:
     def __init__(
         self,
-        config: CaptureConfig,
+        resolved: Resolved,
         count: int,
-        addresses: list[list[Address]],
-        own: list[tuple[str, int]],
         metrics: socket.socket | None,
         control: Control,
         manager: ServiceManager,
     ) -> None:
-        self._config = config
+        self._resolved = resolved
+        self._config = config = resolved.config
         self._control = control
         self._manager = manager
-        self._addresses = addresses
-        self._own = own
         self._metrics = metrics
         self._from_file = config.source.read_path is not None
         self._places = [Place(index) for index in range(count)]
@@ -144,9 +135,7 @@ class _Supervisor:
         if config.duration_s is not None:
             config = replace(config, duration_s=max(0.0, config.duration_s - self._elapsed_s))
         return Setup(
-            config=config,
-            addresses=self._addresses,
-            own=self._own,
+            resolved=replace(self._resolved, config=config),
             place=place.index,
             kernel_shares=kernel_shares(config),
             supervisor=os.getpid(),

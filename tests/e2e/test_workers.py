@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from gopher.capture.place import Place
+from gopher.capture.run import Resolved
 from gopher.capture.shares import worker_config
 from gopher.capture.worker import Setup
 from gopher.cli import parse
@@ -315,9 +316,7 @@ def test_worker_whose_supervisor_has_hung_up_ends(tmp_path):
         place = Place(0)
         place.start(
             Setup(
-                config=worker_config(config, 0, 2, 0),
-                addresses=[[]],
-                own=[],
+                resolved=Resolved(worker_config(config, 0, 2, 0), addresses=[[]], own=[]),
                 place=0,
                 kernel_shares=False,
                 supervisor=os.getpid(),
