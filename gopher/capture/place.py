@@ -19,7 +19,7 @@ import trio
 
 from gopher.capture.fanout import unread
 from gopher.capture.figures import SharedFigures
-from gopher.capture.worker import MESSAGE_BYTES, figures_count
+from gopher.capture.worker import FIGURES, MESSAGE_BYTES
 from gopher.errors import GopherError
 from gopher.notify import ServiceManager
 from gopher.observe.summing import LastFigures, from_wire, left_by_dead, sum_reports, with_packets
@@ -27,6 +27,7 @@ from gopher.observe.summing import LastFigures, from_wire, left_by_dead, sum_rep
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gopher.capture.run import Resolved
     from gopher.capture.worker import Setup
     from gopher.observe.accounts import AccountsReport
 
@@ -52,6 +53,12 @@ def _reset_is_end() -> Iterator[None]:
         raise WorkerDied from exc
 
 
+def _error(words: dict[str, Any]) -> GopherError:
+    error = GopherError(words["message"], hint=words["hint"])
+    error.exit_status = words["exit_status"]
+    return error
+
+
 class Place:
     """Where one worker after another works."""
 
@@ -67,12 +74,17 @@ class Place:
         self._news = trio.lowlevel.ParkingLot()
         self._told: dict[str, Any] = {}
         """The worker's last report, empty before the first one."""
+        self._answer: dict[str, Any] = {}
+        """To the last reload, empty before it has come."""
         self._past: list[AccountsReport] = []
         """The sum of those before it, if there were any."""
 
     def start(self, setup: Setup) -> None:
         """Start a process; the place must be empty."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            # As large as messages may be; the kernel has a bound of its own.
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
         with theirs:
             flags = [f"-W{option}" for option in sys.warnoptions]
             self.process = subprocess.Popen(
@@ -85,10 +97,9 @@ class Place:
                 start_new_session=True,
             )
         self._told = {}
-        count = figures_count(setup.resolved.config)
-        memory = SharedFigures.allocate(count)
+        memory = SharedFigures.allocate(FIGURES)
         try:
-            self._figures = SharedFigures(memory, count)
+            self._figures = SharedFigures(memory, FIGURES)
             socket.send_fds(ours, [pickle.dumps(setup)], [memory])
         finally:
             os.close(memory)
@@ -147,12 +158,12 @@ class Place:
             raise WorkerDied
         said = json.loads(message)
         if "failed" in said:
-            error = GopherError(said["failed"]["message"], hint=said["failed"]["hint"])
-            error.exit_status = said["failed"]["exit_status"]
-            raise error
+            raise _error(said["failed"])
         if "report" in said:
             self._told = said
-            self._news.unpark_all()
+        if "reloaded" in said or "refused" in said:
+            self._answer = said
+        self._news.unpark_all()
 
     async def refresh(self) -> None:
         """Ask for a report, and wait until it has come; to be cancelled if it takes too long."""
@@ -163,6 +174,31 @@ class Place:
         while self._told is before:
             await self._news.park()
 
+    async def take_on(self, resolved: Resolved) -> bool:
+        """Have the worker take on other settings, once it has begun, and wait until it has. One call at a time.
+
+        Returns:
+            Whether it has: there may be no worker, or it ends before it answers.
+
+        Raises:
+            GopherError: it cannot; nothing has changed for it.
+        """
+        process = self.process
+        while not self._told and self._has(process):
+            await self._news.park()
+        if not self._has(process):
+            return False
+        self._answer = {}
+        await self._say(reload=resolved)
+        while not self._answer and self._has(process):
+            await self._news.park()
+        if "refused" in self._answer:
+            raise _error(self._answer["refused"])
+        return bool(self._answer)
+
+    def _has(self, process: subprocess.Popen[bytes] | None) -> bool:
+        return process is not None and self.process is process
+
     async def end(self) -> None:
         """Tell the worker to end, if it has begun."""
         if self.running and self._channel is not None:
@@ -172,7 +208,7 @@ class Place:
         assert self._channel is not None
         # Who is gone cannot be told; `follow` and the like notice that.
         with contextlib.suppress(OSError):
-            await self._channel.send(json.dumps(words).encode())
+            await self._channel.send(pickle.dumps(words))
 
     async def ended(self) -> int:
         """Wait until the process is gone. Returns its status; negative: the signal it died of."""
@@ -253,6 +289,7 @@ class Place:
     def leave(self) -> None:
         """Hang up. A worker that still runs then ends."""
         self.process = None
+        self._news.unpark_all()
         if self._figures is not None:
             self._figures.close()
             self._figures = None

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from gopher._fastpath import Batch
     from gopher.capture.source import PacketSource
     from gopher.config import UpstreamConfig
+    from gopher.upstreams.roster import Change
+    from gopher.upstreams.upstream import Upstream
 
-__all__ = ["CaptureRun", "Resolved", "run_capture"]
+__all__ = ["CaptureRun", "Resolved", "reread", "run_capture"]
 
 TICK_S: Final = 0.25
 # Under load there is always one more batch.
@@ -113,6 +115,17 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
             check_writable(config.report_path)
         manager = stack.enter_context(contextlib.closing(ServiceManager()))
         return await CaptureRun(resolved, source, metrics, control or Control(), manager).run()
+
+
+async def reread(running: CaptureConfig, wanted: CaptureConfig) -> tuple[Resolved, list[str]]:
+    """What a running mirror takes on of other settings, and the names of what needs a restart.
+
+    Raises:
+        ConfigError: as at the start.
+    """
+    wanted = _at_captured_ports(wanted, running.source.ports)
+    config, restart = reloaded(running, wanted, RELOADED)
+    return await _resolve(config), restart
 
 
 async def _resolve(config: CaptureConfig) -> Resolved:
@@ -416,17 +429,21 @@ class CaptureRun:
         """See `Control.reload_soon`."""
         self._manager.reloading()
         try:
-            wanted = _at_captured_ports(wanted, self._config.source.ports)
             if isinstance(wanted, CaptureConfig):
                 # As what runs was made: else --max-memory would not hold, or its bounds seem to differ.
                 wanted = within_memory(wanted)
-            config, restart = reloaded(self._config, wanted, RELOADED)
-            resolved = await _resolve(config)
-            async with self._turn:
-                change = self._mirror.reload(config, resolved.addresses, resolved.own)
-            self._config = self._console.config = config
-            self._console.log.quiet = config.verbosity < 0
-            _allow_descriptors(config)
-            return summary(len(config.mirror.upstreams), *change.names), restart
+            resolved, restart = await reread(self._config, wanted)
+            change = await self._take_on(resolved)
+            return summary(len(resolved.addresses), *change.names), restart
         finally:
             self._manager.ready(self._console.ready_line())
+
+    async def _take_on(self, resolved: Resolved) -> Change[Upstream]:
+        """See `Mirror.reload`. No packet is handled between the change and the return."""
+        config = resolved.config
+        async with self._turn:
+            change = self._mirror.reload(config, resolved.addresses, resolved.own)
+        self._config = self._console.config = config
+        self._console.log.quiet = config.verbosity < 0
+        _allow_descriptors(config)
+        return change

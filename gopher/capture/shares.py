@@ -16,7 +16,7 @@ from gopher.errors import ConfigError
 if TYPE_CHECKING:
     from gopher.config import CaptureConfig
 
-__all__ = ["kernel_shares", "worker_config", "worker_count"]
+__all__ = ["kernel_shares", "require_shares", "worker_config", "worker_count"]
 
 
 def worker_count(config: CaptureConfig, cores: int) -> int:
@@ -28,11 +28,19 @@ def worker_count(config: CaptureConfig, cores: int) -> int:
     most = config.mirror.max_connections
     if config.workers == "auto":
         return max(1, min(cores // 2, MAX_WORKERS, most))
-    if config.workers > most:
-        raise ConfigError(
-            f"--workers {config.workers} cannot share --max-connections {most}", hint="allow one connection each"
-        )
+    require_shares(config, config.workers)
     return config.workers
+
+
+def require_shares(config: CaptureConfig, count: int) -> None:
+    """Go on only if there is something for each of so many workers.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    most = config.mirror.max_connections
+    if count > most:
+        raise ConfigError(f"--workers {count} cannot share --max-connections {most}", hint="allow one connection each")
 
 
 def kernel_shares(config: CaptureConfig) -> bool:

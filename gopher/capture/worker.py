@@ -4,10 +4,11 @@ Runs `CaptureRun` as the only process of a capture does; what is different comes
 is the supervisor's (`gopher.capture.workers`). It obeys nobody else: signals that a terminal or an init system sends to
 all processes of a program are for the supervisor. When the supervisor is gone, so is the worker, at once.
 
-To the worker: a pickled `Setup` with the memory for its last figures along, then JSON `{"begin": time_ns}`, then
-`{"tell": true}` or `{"end": true}` now and then. From it: `{"opened": true}` with the packet socket along, then
-`{"report": …, "final": …}` now and then, or `{"failed": …}`. What it says is JSON because it reads packets from the
-network, and the supervisor may have rights that it has not.
+To the worker, pickled: a `Setup` with the memory for its last figures along, then `{"begin": time_ns}`, then
+`{"tell": True}`, `{"reload": Resolved}` or `{"end": True}` now and then. From it: `{"opened": true}` with the packet
+socket along, then `{"report": …, "final": …}` now and then, or `{"failed": …}`. To a reload it answers with a report
+that has `"reloaded": true`, or with `{"refused": …}`. What it says is JSON because it reads packets from the network,
+and the supervisor may have rights that it has not.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ from gopher.supervisor import die_with_parent
 
 if TYPE_CHECKING:
     from gopher.capture.source import PacketSource
-    from gopher.config import CaptureConfig
 
-__all__ = ["MESSAGE_BYTES", "Setup", "figures_count", "main"]
+__all__ = ["FIGURES", "KNOWN_LIMIT", "MESSAGE_BYTES", "Setup", "main"]
 
 MESSAGE_BYTES: Final = 1 << 20
-"""More than a message may have: the kernel's bound for a datagram is its send buffer, 208 KiB by default."""
+"""More than a message may have: the kernel's bound for a datagram is its send buffer, 416 KiB at most by default."""
+KNOWN_LIMIT: Final = 128
+"""Upstreams of one run, also those that were removed: each takes up to 2.5 KiB of a report, which is one message."""
+FIGURES: Final = 1 + len(LastFigures._fields) * KNOWN_LIMIT
+"""How many numbers a worker may share with the supervisor: packets processed, and `LastFigures` of each upstream."""
 # How old the accounts may be that the supervisor has without asking; telling them costs up to half a millisecond.
 TELL_S: Final = 0.5
 # Where there are many connections a snapshot takes longer, but never more than this share of a core.
@@ -72,7 +76,7 @@ def main(descriptor: int) -> int:
     with socket.socket(fileno=descriptor) as channel:
         message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
         setup: Setup = pickle.loads(message)
-        figures = SharedFigures(descriptors[0], figures_count(setup.resolved.config))
+        figures = SharedFigures(descriptors[0], FIGURES)
         os.close(descriptors[0])
         _prctl(_PR_SET_NAME, f"gopher worker {setup.place}".encode())
         die_with_parent(setup.supervisor, signal.SIGKILL)
@@ -86,15 +90,13 @@ def main(descriptor: int) -> int:
                 raise
             failure = failures[0]
             assert isinstance(failure, GopherError)
-            said = {"message": str(failure), "hint": failure.hint, "exit_status": failure.exit_status}
             channel.setblocking(True)
-            channel.send(json.dumps({"failed": said}).encode())
+            channel.send(json.dumps({"failed": _words(failure)}).encode())
             return failure.exit_status
 
 
-def figures_count(config: CaptureConfig) -> int:
-    """How many numbers a worker shares with the supervisor: packets processed, and `LastFigures` of each upstream."""
-    return 1 + len(LastFigures._fields) * len(config.mirror.upstreams)
+def _words(error: GopherError) -> dict[str, Any]:
+    return {"message": str(error), "hint": error.hint, "exit_status": error.exit_status}
 
 
 def _prctl(option: int, argument: Any) -> None:
@@ -117,7 +119,7 @@ async def _work(channel: socket.socket, setup: Setup, figures: SharedFigures) ->
         # The kernel has forgotten whom to die with.
         die_with_parent(setup.supervisor, signal.SIGKILL)
         if member:
-            member.begin(json.loads(message)["begin"])
+            member.begin(pickle.loads(message)["begin"])
         return await _WorkerRun(setup, source, channel, figures).run()
 
 
@@ -135,11 +137,26 @@ class _WorkerRun(CaptureRun):
         task_status.started()
         supervisor = trio.socket.from_stdlib_socket(self._channel)
         while message := await supervisor.recv(MESSAGE_BYTES):
-            if "tell" in json.loads(message):
+            words = pickle.loads(message)
+            if "tell" in words:
                 self._tell()
+            elif "reload" in words:
+                # In a task: it waits for the turn, and what it waits for may have to be told to end.
+                nursery.start_soon(self._reload_and_answer, words["reload"])
             else:
                 self._end()
         os._exit(1)  # nobody is left who could be told the accounts
+
+    async def _reload_and_answer(self, resolved: Resolved) -> None:
+        try:
+            await self._take_on(resolved)
+        except GopherError as error:
+            answer = json.dumps({"refused": _words(error)}).encode()
+        else:
+            # Before anything comes to a new upstream: figures of one that no report knows would be lost.
+            self._turned()
+            answer = self._message(final=False, reloaded=True)
+        await trio.socket.from_stdlib_socket(self._channel).send(answer)
 
     async def _tell_now_and_then(self) -> None:
         while True:
@@ -174,12 +191,12 @@ class _WorkerRun(CaptureRun):
             signature += [upstream.connections_captured, upstream.connections_pending, upstream.dials]
         return tuple(signature)
 
-    def _message(self, *, final: bool) -> bytes:
+    def _message(self, **words: bool) -> bytes:
         report = self._mirror.snapshot()
         if not self._setup.kernel_shares and self._setup.place > 0:
             # All workers have read the same packets.
             report = replace(report, packets={**report.packets, "received": 0})
-        message = {"report": to_wire(report), "final": final, "truncated": self._source.truncated}
+        message = {"report": to_wire(report), "truncated": self._source.truncated, **words}
         return json.dumps(message).encode()
 
     async def _report(self) -> None:

@@ -17,28 +17,36 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from gopher._pump import Budget
 from gopher.capture.console import Console
 from gopher.capture.fanout import FanoutGroup
 from gopher.capture.place import Place, WorkerDied
-from gopher.capture.shares import kernel_shares, worker_config
-from gopher.capture.worker import Setup
+from gopher.capture.run import reread
+from gopher.capture.shares import kernel_shares, require_shares, worker_config
+from gopher.capture.worker import KNOWN_LIMIT, Setup
+from gopher.control import summary
 from gopher.errors import ConfigError, GopherError
 from gopher.observe.accounts import AccountsReport, WorkersAccount
-from gopher.observe.summing import sum_reports
+from gopher.observe.summing import captured_connections, sum_reports
+from gopher.upstreams.roster import Roster
+from gopher.upstreams.upstream import Upstream
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from gopher.capture.run import Resolved
-    from gopher.config import CaptureConfig
+    from gopher.config import CaptureConfig, MirrorConfig, UpstreamConfig
     from gopher.control import Control
     from gopher.notify import ServiceManager
+    from gopher.upstreams.tcp import Address
 
 __all__ = ["supervise"]
 
@@ -72,6 +80,13 @@ async def supervise(
         supervisor.close()
 
 
+class _Listed(Upstream):
+    """An upstream as the supervisor knows it: its name, and when it was added and removed. Its account stays empty."""
+
+    def reload(self, limits: MirrorConfig, addresses: list[Address]) -> None:
+        """For the workers."""
+
+
 class _Supervisor:
     def __init__(
         self,
@@ -82,11 +97,16 @@ class _Supervisor:
         manager: ServiceManager,
     ) -> None:
         self._resolved = resolved
-        self._config = config = resolved.config
+        """What workers are to do that start from now on."""
+        config = resolved.config
         self._control = control
         self._manager = manager
         self._metrics = metrics
         self._from_file = config.source.read_path is not None
+        self._roster = Roster(
+            config.mirror.upstreams, resolved.addresses, lambda each, _: _Listed(each, config.mirror, Budget(0))
+        )
+        self._require_known(())
         self._places = [Place(index) for index in range(count)]
         self._seed = int.from_bytes(os.urandom(8), "big")
         self._group = FanoutGroup(count, self._seed, loopback=config.source.interface == "lo")
@@ -130,12 +150,20 @@ class _Supervisor:
 
     # -- starting --------------------------------------------------------------------------------------------------
 
+    @property
+    def _config(self) -> CaptureConfig:
+        return self._resolved.config
+
+    def _share(self, place: Place, resolved: Resolved) -> Resolved:
+        return replace(resolved, config=worker_config(resolved.config, place.index, len(self._places), self._seed))
+
     def _setup(self, place: Place) -> Setup:
-        config = worker_config(self._config, place.index, len(self._places), self._seed)
+        resolved = self._share(place, self._resolved)
+        config = resolved.config
         if config.duration_s is not None:
             config = replace(config, duration_s=max(0.0, config.duration_s - self._elapsed_s))
         return Setup(
-            resolved=replace(self._resolved, config=config),
+            resolved=replace(resolved, config=config),
             place=place.index,
             kernel_shares=kernel_shares(config),
             supervisor=os.getpid(),
@@ -249,16 +277,12 @@ class _Supervisor:
                     await self._refresh()
                     self._console.print_table()
                 elif number == signal.SIGHUP:
-                    self._control.reload_soon(nursery, self._reload)
+                    if not self._ends:
+                        self._control.reload_soon(nursery, self._reload)
                 else:
                     await self._end()
                     grace_s = HURRY_GRACE_S if self._ends > 1 else self._config.drain_s + END_GRACE_S
                     nursery.start_soon(self._kill_after, grace_s)
-
-    async def _reload(self, wanted: CaptureConfig) -> tuple[str, list[str]]:
-        """See `Control.reload_soon`. All would have to change at one moment, or their sum would make no sense."""
-        del wanted
-        raise ConfigError("several workers do not take on new settings while they run", hint="restart gopher")
 
     async def _refresh(self) -> None:
         """Have the accounts as they stand, of all workers that tell them within a moment."""
@@ -272,19 +296,72 @@ class _Supervisor:
         for place in self._places:
             place.kill()
 
+    # -- reload ----------------------------------------------------------------------------------------------------
+
+    async def _reload(self, wanted: CaptureConfig) -> tuple[str, list[str]]:
+        """See `Control.reload_soon`. Over when every worker that runs has taken it on."""
+        self._manager.reloading()
+        try:
+            resolved, restart = await reread(self._config, wanted)
+            require_shares(resolved.config, len(self._places))
+            self._require_known(resolved.config.mirror.upstreams)
+            await self._try(resolved)
+            # A worker that starts from here on starts with it.
+            change = self._roster.change(
+                resolved.config.mirror.upstreams, resolved.addresses, resolved.config.mirror, self._elapsed_s
+            )
+            self._resolved = resolved
+            self._console.config = resolved.config
+            self._console.log.quiet = resolved.config.verbosity < 0
+            async with trio.open_nursery() as nursery:
+                for place in self._places:
+                    nursery.start_soon(self._take_on, place)
+            return summary(len(resolved.addresses), *change.names), restart
+        finally:
+            self._manager.ready(self._console.ready_line())
+
+    def _require_known(self, wanted: Sequence[UpstreamConfig]) -> None:
+        known = self._roster.known
+        new = Counter(wanted) - Counter(upstream.config for upstream in known)
+        if len(known) + new.total() > KNOWN_LIMIT:
+            raise ConfigError(
+                f"workers can tell of {KNOWN_LIMIT} different upstreams, and all since the start stay in the report",
+                hint="restart gopher to begin a new one",
+            )
+
+    async def _try(self, resolved: Resolved) -> None:
+        """Have one worker take it on. What one can take on, all can, for they have the same rights and settings."""
+        for place in self._places:
+            if await place.take_on(self._share(place, resolved)):
+                return
+        raise GopherError("no worker is running at the moment", hint="reload again when they do")
+
+    async def _take_on(self, place: Place) -> None:
+        # The one that has tried finds nothing to change; if it has died since, its successor may have begun too early.
+        try:
+            await place.take_on(self._share(place, self._resolved))
+        except GopherError as error:
+            self._console.log.failure(
+                "reload", f"worker {place.index} cannot take on the new settings, and is replaced: {error}"
+            )
+            place.kill()
+
     # -- accounts --------------------------------------------------------------------------------------------------
 
     def _snapshot(self) -> AccountsReport:
         places = self._places
         return replace(
-            sum_reports(report for place in places for report in place.reports),
+            sum_reports(
+                (report for place in places for report in place.reports),
+                [upstream.account() for upstream in self._roster.known],
+            ),
             started_at=self._began.isoformat(timespec="seconds"),
             duration_s=self._elapsed_s,
             workers=WorkersAccount(
                 running=sum(place.running for place in places),
                 died=self._died,
                 packets_lost=self._packets_lost,
-                connections=tuple(sum(each.upstreams[0].connections.captured for each in p.reports) for p in places),
+                connections=tuple(sum(map(captured_connections, place.reports)) for place in places),
                 captured_bytes=tuple(sum(each.bytes["captured"] for each in place.reports) for place in places),
             ),
         )

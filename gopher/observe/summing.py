@@ -6,6 +6,7 @@ every process; the law holds for the sum because it holds for each snapshot that
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,16 +21,23 @@ from gopher.observe.accounts import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["LastFigures", "from_wire", "left_by_dead", "sum_reports", "to_wire", "with_packets"]
+__all__ = ["LastFigures", "captured_connections", "from_wire", "left_by_dead", "sum_reports", "to_wire", "with_packets"]
 
 DIED = "worker_died"
 
 
-def sum_reports(reports: Iterable[AccountsReport]) -> AccountsReport:
-    """One report with the counters of all (one at least), of the same upstreams. Version, source and times are the
-    first one's.
+def sum_reports(reports: Iterable[AccountsReport], listed: Sequence[UpstreamAccount] = ()) -> AccountsReport:
+    """One report with the counters of all (one at least). Version, source and times are the first one's.
+
+    An upstream may be missing in some: after reloads, workers that began at different times know different ones. What
+    has the same name is the same; of several of one name the first ones are, and so on.
+
+    Args:
+        reports: to be added up.
+        listed: empty accounts that give the order of upstreams, and when they were added and removed.
     """
     first, *others = reports
+    upstreams = _sum_upstreams([listed, first.upstreams, *(other.upstreams for other in others)])
     for other in others:
         first = replace(
             first,
@@ -37,9 +45,16 @@ def sum_reports(reports: Iterable[AccountsReport]) -> AccountsReport:
             connections=_sum(first.connections, other.connections),
             bytes=_sum(first.bytes, other.bytes),
             gaps=_sum(first.gaps, other.gaps),
-            upstreams=tuple(map(_sum_upstreams, first.upstreams, other.upstreams)),
         )
-    return first
+    return replace(first, upstreams=upstreams)
+
+
+def captured_connections(report: AccountsReport) -> int:
+    """Those that were for the upstreams there were, also before a reload."""
+    mirrored, ignored = report.connections["mirrored"], report.connections["ignored_by_reason"]
+    assert isinstance(mirrored, int)
+    assert isinstance(ignored, dict)
+    return mirrored + ignored.get("not_joined", 0)
 
 
 def with_packets(report: AccountsReport, received: int, dropped: int) -> AccountsReport:
@@ -64,16 +79,19 @@ def left_by_dead(report: AccountsReport, processed: int, last: Sequence[LastFigu
     Args:
         report: its last one.
         processed: how many packets it had handled in the end.
-        last: for each upstream.
+        last: for each upstream of it.
     """
-    # New connections since the report; if one was waiting for its first request, nobody knows.
-    added = last[0].captured_connections - report.upstreams[0].connections.captured
+    # Since the report. Each captured byte and connection was for all upstreams but those that a reload has removed. If
+    # a connection was waiting for its first request, nobody knows.
+    upstreams = list(zip(report.upstreams, last, strict=False))
+    added = max(its.captured_connections - upstream.connections.captured for upstream, its in upstreams)
+    added_bytes = max(its.captured_bytes - upstream.captured_bytes for upstream, its in upstreams)
     return replace(
         report,
         packets={**report.packets, "processed": processed},
         connections={**_sum(report.connections, {"seen": added, "mirrored": added}), "open": 0},
-        bytes={**report.bytes, "captured": last[0].captured_bytes, "held": 0},
-        upstreams=tuple(map(_left_of_upstream, report.upstreams, last)),
+        bytes={**_sum(report.bytes, {"captured": added_bytes}), "held": 0},
+        upstreams=tuple(_left_of_upstream(upstream, its) for upstream, its in upstreams),
     )
 
 
@@ -115,7 +133,18 @@ def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return total
 
 
-def _sum_upstreams(one: UpstreamAccount, other: UpstreamAccount) -> UpstreamAccount:
+def _sum_upstreams(reports: Iterable[Sequence[UpstreamAccount]]) -> tuple[UpstreamAccount, ...]:
+    total: dict[tuple[str, int], UpstreamAccount] = {}
+    for upstreams in reports:
+        names: Counter[str] = Counter()
+        for upstream in upstreams:
+            names[upstream.name] += 1
+            key = upstream.name, names[upstream.name]
+            total[key] = _sum_upstream(total[key], upstream) if key in total else upstream
+    return tuple(total.values())
+
+
+def _sum_upstream(one: UpstreamAccount, other: UpstreamAccount) -> UpstreamAccount:
     added = _sum(
         {name: value for name, value in _shallow(one).items() if isinstance(value, (int, dict))},
         {name: value for name, value in _shallow(other).items() if isinstance(value, (int, dict))},

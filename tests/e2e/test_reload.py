@@ -68,9 +68,10 @@ def traffic(host):
     assert not failures
 
 
-def test_upstreams_come_and_go_under_traffic(host, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_upstreams_come_and_go_under_traffic(host, tmp_path, workers):
     path = tmp_path / "gopher.toml"
-    common = 'mode = "capture"\ninterface = "lo"\n'
+    common = f'mode = "capture"\ninterface = "lo"\nworkers = {workers}\n'
 
     def write(*upstreams, more="port = 80\n"):
         path.write_text(common + more + f"upstream = {list(upstreams)}\n")
@@ -172,6 +173,7 @@ def test_upstream_that_comes_back_goes_on_with_its_account(host, tmp_path):
     assert upstream(report, first.name)["removed_s"] is None
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -180,9 +182,9 @@ def test_upstream_that_comes_back_goes_on_with_its_account(host, tmp_path):
         ('upstream = "dir:/proc/nowhere"', "cannot make the directory"),
     ],
 )
-def test_file_that_is_found_wrong_later_changes_nothing_either(host, tmp_path, wrong, reason):
+def test_file_that_is_found_wrong_later_changes_nothing_either(host, tmp_path, wrong, reason, workers):
     path = tmp_path / "gopher.toml"
-    common = 'mode = "capture"\ninterface = "lo"\nport = 80\n'
+    common = f'mode = "capture"\ninterface = "lo"\nport = 80\nworkers = {workers}\n'
     with (
         RecordingSink(("0.0.0.0", 80), namespace=host),
         RecordingSink(("127.0.0.2", 3280), namespace=host) as shadow,

@@ -64,13 +64,15 @@ def test_relay_says_ready_and_stopping(told):
     assert list(rest(sock)) == ["STOPPING=1"]
 
 
-def test_reload_without_a_file_is_survived(host, told):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_reload_without_a_file_is_survived(host, told, workers):
     sock, variable = told
-    with GopherProcess(*CAPTURE, namespace=host, prefix=("env", variable)) as gopher:
+    with GopherProcess(*CAPTURE, "--workers", workers, namespace=host, prefix=("env", variable)) as gopher:
         ready = messages(sock, 1)
         gopher.signal(signal.SIGHUP)
         assert messages(sock, 1)[0].startswith("RELOADING=1\nMONOTONIC_USEC=")
         assert messages(sock, 1) == ready
+    assert list(rest(sock)) == ["STOPPING=1"]
     assert "gopher: reloaded: to 1 upstream" in gopher.stderr.splitlines()
 
 

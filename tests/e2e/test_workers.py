@@ -538,19 +538,102 @@ def shared(gopher):
     ]
 
 
-def test_reload_is_refused_and_changes_nothing(host, production, shadow, tmp_path):
+@pytest.fixture
+def configure(tmp_path):
+    """Writes the file that `--config` names, and returns its name."""
     path = tmp_path / "gopher.toml"
-    path.write_text(f'mode = "capture"\nport = 80\ninterface = "lo"\nworkers = 2\nupstream = "{shadow.name}"\n')
-    with GopherProcess("--config", str(path), namespace=host) as gopher:
-        workers = gopher.workers()
-        assert len(workers) == 2
-        path.write_text(path.read_text() + "linger = 1\n")
+
+    def write(*upstreams, **more):
+        settings = {"mode": "capture", "port": 80, "interface": "lo", "workers": 2, "upstream": list(upstreams), **more}
+        path.write_text("".join(f"{key.replace('_', '-')} = {json.dumps(each)}\n" for key, each in settings.items()))
+        return str(path)
+
+    return write
+
+
+def test_reload_is_over_when_all_that_run_have_it_and_later_workers_have_it_too(host, production, shadow, configure):
+    def talk(number, until):
+        wait_until(lambda: client_of(host, number) and until(), "connections of each worker")
+
+    with (
+        RecordingSink(("127.0.0.3", 3280), namespace=host) as added,
+        GopherProcess("--config", configure(shadow.name), namespace=host) as gopher,
+    ):
+        talk(1, lambda: min(shared(gopher)) > 0)
+        first, second = gopher.workers()
+        os.kill(second, signal.SIGSTOP)
+        configure(shadow.name, added.name)
         gopher.signal(signal.SIGHUP)
-        gopher.wait_stderr(re.compile("gopher: not reloaded, nothing has changed: several workers").match)
-        with host.connect(PRODUCTION) as client:
-            exchange(client, get(1))
+        talk(2, lambda: added.connections)
+        assert "reloaded" not in gopher.stderr
+        os.kill(second, signal.SIGKILL)
+        gopher.wait_stderr(lambda line: line == f"gopher: reloaded: to 2 upstreams; added {added.name}")
+        wait_until(lambda: len(gopher.workers()) == 2, "the next worker")
+        before = shared(gopher)
+        talk(3, lambda: shared(gopher)[1] > before[1])
+
+        configure(added.name)
+        gopher.signal(signal.SIGHUP)
+        gopher.wait_stderr(lambda line: line == f"gopher: reloaded: to 1 upstream; removed {shadow.name}")
+        offered = len(shadow.connections)
+        before = shared(gopher)
+        talk(4, lambda: min(map(int.__sub__, shared(gopher), before)) > 0)
+        # Which upstream is the first one differs between these two, and the sum goes by names.
+        assert first in gopher.workers()
+        production.wait_ended(1)
+        wait_until(lambda: all(each.ended for each in added.connections), "ended connections")
+        report = gopher.stop()
+    assert len(shadow.connections) == offered
+    removed, came = report["upstreams"]
+    assert (removed["name"], came["name"]) == (shadow.name, added.name)
+    assert (removed["added_s"], came["removed_s"]) == (0, None)
+    assert removed["removed_s"] > came["added_s"] > 0
+    for account, sink in ((removed, shadow), (came, added)):
+        assert set(account["shed"]) <= {"worker_died"}
+        assert account["delivered_bytes"] <= sum(len(each.received) for each in sink.connections)
+        assert account["connections"]["delivered"] <= len(sink.connections)
+    # After the last worker had begun each connection came to the new one.
+    assert {get(4)} <= set(added.streams)
+    assert not {get(4)} & set(shadow.streams)
+    assert not {get(1)} & set(added.streams)
+    assert sum(report["workers"]["connections"]) == report["connections"]["mirrored"]
+    assert sum(report["workers"]["captured_bytes"]) == report["bytes"]["captured"]
+    assert report["workers"]["died"] == 1
+
+
+def client_of(host, number):
+    with host.connect(PRODUCTION) as client:
+        exchange(client, get(number))
+    return True
+
+
+def test_reload_says_what_workers_cannot_take_on(host, production, shadow, configure):
+    with GopherProcess("--config", configure(shadow.name), namespace=host) as gopher:
+        workers = gopher.workers()
+        for wrong, said in (
+            ({"max_connections": 1}, "not reloaded, nothing has changed: --workers 2 cannot share --max-connections 1"),
+            ({"workers": 3}, "needs a restart: workers"),
+        ):
+            configure(shadow.name, **wrong)
+            gopher.signal(signal.SIGHUP)
+            gopher.wait_stderr(lambda line, said=said: line == f"gopher: {said}")
+        configure(*(f"127.0.0.2:{port}" for port in range(1, 129)))
+        gopher.signal(signal.SIGHUP)
+        gopher.wait_stderr(lambda line: "workers can tell of 128 different upstreams" in line)
+        client_of(host, 1)
         assert_mirrored(production, shadow)
         assert gopher.workers() == workers
+
+
+def test_accounts_of_as_many_upstreams_as_there_may_be_are_told(host, production):
+    upstreams = [word for port in range(1, 129) for word in ("-u", f"127.0.0.2:{port}")]
+    with GopherProcess(*TWO, "-i", "lo", *upstreams, namespace=host) as gopher:
+        client_of(host, 1)
+        production.wait_ended(1)
+    assert [each["shed"] for each in gopher.report["upstreams"]] == [{"refused": len(get(1))}] * 128
+    done = run_gopher(*TWO, "-i", "lo", *upstreams, "-u", "127.0.0.2:3280", namespace=host)
+    assert done.returncode == 2
+    assert "workers can tell of 128 different upstreams" in done.stderr
 
 
 def test_service_manager_hears_the_supervisor_alone(host, shadow, tmp_path):

@@ -13,9 +13,24 @@ from gopher.capture.shares import kernel_shares, worker_config, worker_count
 from gopher.cli import parse
 from gopher.config import MIB, RING_BLOCK_BYTES
 from gopher.errors import ConfigError
-from gopher.observe.accounts import ConnectionAccount, LatencyAccount, LatencyBucket, WorkersAccount, law_violations
+from gopher.observe.accounts import (
+    ConnectionAccount,
+    LatencyAccount,
+    LatencyBucket,
+    UpstreamAccount,
+    WorkersAccount,
+    law_violations,
+)
 from gopher.observe.report import to_json, to_table
-from gopher.observe.summing import LastFigures, from_wire, left_by_dead, sum_reports, to_wire, with_packets
+from gopher.observe.summing import (
+    LastFigures,
+    captured_connections,
+    from_wire,
+    left_by_dead,
+    sum_reports,
+    to_wire,
+    with_packets,
+)
 from tests.support.packets import (
     LINKTYPE_ETHERNET,
     Conversation,
@@ -254,6 +269,39 @@ def test_reasons_of_one_worker_only_are_in_the_sum():
     assert second.shed == {"reset": 1_000, "refused": 4_999_000, "linger": 1}
 
 
+def test_upstreams_that_only_some_workers_know_are_in_the_sum():
+    """One that began after a reload does not know what was removed, and does not say when it all happened."""
+    healthy, refusing = REPORT.upstreams
+    first = replace(healthy, added_s=0.0)
+    reports = [
+        replace(REPORT, upstreams=upstreams) for upstreams in ((first, refusing), (refusing,), (refusing, first))
+    ]
+    came = replace(empty(refusing), added_s=5.0)
+    listed = [empty(healthy), came, replace(empty(refusing), name="later:1")]
+    total = sum_reports(reports, listed)
+    assert law_violations(total) == []
+    assert [each.name for each in total.upstreams] == [healthy.name, refusing.name, "later:1"]
+    assert [each.captured_bytes for each in total.upstreams] == [
+        2 * healthy.captured_bytes,
+        3 * refusing.captured_bytes,
+        0,
+    ]
+    assert total.upstreams[1].added_s == 5.0
+
+
+def empty(upstream):
+    buckets = tuple(replace(bucket, count=0) for bucket in upstream.latency.buckets)
+    nothing = ConnectionAccount(0, 0, 0, 0)
+    return UpstreamAccount(upstream.name, 0, 0, 0, 0, {}, nothing, 0, 0, latency=LatencyAccount(0, 0.0, buckets))
+
+
+def test_upstreams_of_one_name_stay_apart():
+    upstream = REPORT.upstreams[1]
+    both = replace(REPORT, upstreams=(upstream, replace(upstream, dials=1000)))
+    first, second = sum_reports([both, both, replace(REPORT, upstreams=(upstream,))]).upstreams
+    assert (first.dials, second.dials) == (3 * upstream.dials, 2000)
+
+
 def test_latencies_are_added_bucket_by_bucket():
     mine = LatencyAccount(3, 0.5, (LatencyBucket(0.1, 1), LatencyBucket(None, 2)))
     its = LatencyAccount(4, 0.25, (LatencyBucket(0.1, 4), LatencyBucket(None, 0)))
@@ -285,6 +333,18 @@ def test_what_a_dead_worker_had_pending_is_shed():
     assert left.packets["processed"] == 77_777
 
 
+def test_dead_worker_whose_first_upstream_was_removed_has_its_last_connections_in_the_account():
+    removed, stays = REPORT.upstreams
+    last = [
+        LastFigures(removed.captured_bytes, removed.captured_bytes, removed.connections.captured, 9),
+        LastFigures(stays.captured_bytes + 600, 0, stays.connections.captured + 1, 0),
+    ]
+    left = left_by_dead(REPORT, 77_777, last)
+    assert law_violations(left) == []
+    assert left.bytes["captured"] == REPORT.bytes["captured"] + 600
+    assert captured_connections(left) == captured_connections(REPORT) + 1
+
+
 def test_dead_worker_without_anything_pending_leaves_its_account_as_it_was():
     refusing = REPORT.upstreams[1]
     report = replace(REPORT, upstreams=(refusing,), connections={**REPORT.connections, "open": 0})
@@ -296,13 +356,15 @@ def test_figures_outlive_a_writer_that_dies_while_it_writes():
     memory = SharedFigures.allocate(3)
     writer, reader = SharedFigures(memory, 3), SharedFigures(memory, 3)
     os.close(memory)
-    assert reader.read() == (0, 0, 0)
+    assert reader.read() == ()
     writer.write([1, -2, 1 << 62])
     assert reader.read() == (1, -2, 1 << 62)
 
     with pytest.raises(struct.error):
         writer.write([9, 9, "the first two are in the memory"])
     assert reader.read() == (1, -2, 1 << 62)
+    writer.write([4, 5])
+    assert reader.read() == (4, 5)
     writer.write([4, 5, 6])
     assert reader.read() == (4, 5, 6)
     writer.close()
