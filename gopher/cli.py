@@ -193,12 +193,6 @@ def _capture(scope: Scope, given: dict[str, dict[str, Any]]) -> CaptureConfig:
         scope.wrong("mirror.cpu_limit", " is for devices only", hint="a file can be read more slowly: --speed")
     if "read_path" in source and source["read_path"] == given["run"].get("write_path"):
         scope.wrong("run.write_path", f" {source['read_path']} would overwrite the file that --read reads")
-    if "max_memory_bytes" in given["run"] and given["run"].get("workers", 1) != 1:
-        scope.wrong(
-            "run.max_memory_bytes",
-            " needs one worker: several share no memory",
-            hint="leave --workers out, or bound them all from outside, as systemd's MemoryMax does",
-        )
     if "write_path" in given["run"] and given["run"].get("workers", 1) != 1:
         scope.wrong(
             "run.write_path",

@@ -16,11 +16,14 @@ from gopher.errors import ConfigError
 if TYPE_CHECKING:
     from gopher.config import CaptureConfig
 
-__all__ = ["FIXED_BYTES", "within_memory"]
+__all__ = ["FIXED_BYTES", "SUPERVISOR_BYTES", "least_memory_bytes", "within_memory"]
 
 FIXED_BYTES: Final = 72 * MIB
 """Measured: interpreter and libraries 33 MiB, with metrics and the live view 45. The rest is for the packets of one
 turn and the bytes made of them: 16 MiB each, if all packets are as large as they can be."""
+
+SUPERVISOR_BYTES: Final = 48 * MIB
+"""What the supervisor of several workers has: measured were 36 MiB with metrics, and the live view takes another 9."""
 
 # Measured with 4,000 connections; an upstream's part is what it has of each.
 _CONNECTION_BYTES: Final = 1024
@@ -35,10 +38,19 @@ _FLOWS_SHARE: Final = 1 / 8
 _CONNECTIONS_SHARE: Final = 1 / 8
 
 
-def within_memory(config: CaptureConfig) -> CaptureConfig:
+def least_memory_bytes(workers: int, each_bytes: int = MINIMUM_MEMORY_BYTES) -> int:
+    """What so many workers need in all, if each needs `each_bytes`."""
+    return each_bytes if workers == 1 else SUPERVISOR_BYTES + workers * each_bytes
+
+
+def within_memory(config: CaptureConfig, workers: int = 1) -> CaptureConfig:
     """The same with bounds that together keep `max_memory_bytes`; `config` itself if there is no such bound.
 
     A bound that is lower already stays as it is. A ring that was asked for has what it needs before all others.
+
+    Args:
+        config: of one process.
+        workers: how many of them share the memory; at least `least_memory_bytes` if there are several.
 
     Raises:
         ConfigError: there is not enough for the ring that was asked for.
@@ -46,7 +58,10 @@ def within_memory(config: CaptureConfig) -> CaptureConfig:
     if config.max_memory_bytes is None:
         return config
     source, reassembly, mirror = config.source, config.reassembly, config.mirror
-    rest = config.max_memory_bytes - FIXED_BYTES
+    memory_bytes = config.max_memory_bytes
+    if workers > 1:
+        memory_bytes = (memory_bytes - SUPERVISOR_BYTES) // workers
+    rest = memory_bytes - FIXED_BYTES
     if source.read_path is None:
         if source.ring_bytes is None:
             ring_bytes = int(rest * _RING_SHARE) // RING_BLOCK_BYTES * RING_BLOCK_BYTES
@@ -54,10 +69,10 @@ def within_memory(config: CaptureConfig) -> CaptureConfig:
         else:
             rest = int((rest - source.ring_bytes) / (1 - _RING_SHARE))
             least = FIXED_BYTES + source.ring_bytes + int((MINIMUM_MEMORY_BYTES - FIXED_BYTES) * (1 - _RING_SHARE))
-            if config.max_memory_bytes < least:
+            if memory_bytes < least:
                 raise ConfigError(
-                    f"--max-memory has no room for a --ring of {source.ring_bytes // MIB}M",
-                    hint=f"with that ring it needs at least {-(-least // MIB)}M",
+                    f"--max-memory has no room for a --ring of {-(-workers * source.ring_bytes // MIB)}M",
+                    hint=f"with that ring it needs at least {-(-least_memory_bytes(workers, least) // MIB)}M",
                 )
     upstreams = len(mirror.upstreams)
     total_bytes = int(rest * _QUEUES_SHARE)

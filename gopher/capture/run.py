@@ -91,12 +91,13 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
     Raises:
         GopherError: something the user or the administrator has to mend.
     """
-    config = within_memory(config)
+    count = worker_count(config, len(os.sched_getaffinity(0)))
+    if count == 1:
+        config = within_memory(config)
     prepare()
     user = find_user(config.user)
     resolved = await _resolve(config)
     _allow_descriptors(config)
-    count = worker_count(config, len(os.sched_getaffinity(0)))
     with contextlib.ExitStack() as stack:
         metrics = None
         if config.metrics_address is not None:

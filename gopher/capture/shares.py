@@ -1,8 +1,8 @@
 """How a capture is divided between workers. Sans-I/O: settings in, settings out.
 
-What is promised to the machine holds for all workers together, so its bounds are divided: connections, queued bytes,
-flows, descriptors, rates, CPU. What one connection may use stays the same, and so does the time that gopher may be
-stopped for.
+What is promised to the machine holds for all workers together, so its bounds are divided: memory, connections, queued
+bytes, flows, descriptors, rates, CPU. What one connection may use stays the same, and so does the time that gopher may
+be stopped for.
 """
 
 from __future__ import annotations
@@ -10,37 +10,41 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gopher.config import MAX_WORKERS, RING_BLOCK_BYTES
+from gopher.capture.memory import least_memory_bytes, within_memory
+from gopher.config import MAX_WORKERS, MIB, RING_BLOCK_BYTES
 from gopher.errors import ConfigError
 
 if TYPE_CHECKING:
     from gopher.config import CaptureConfig
 
-__all__ = ["kernel_shares", "require_shares", "worker_config", "worker_count"]
+__all__ = ["kernel_shares", "worker_config", "worker_count"]
 
 
 def worker_count(config: CaptureConfig, cores: int) -> int:
     """How many workers were asked for, on a machine with so many cores for gopher.
 
     Raises:
-        ConfigError: there are not as many connections allowed.
+        ConfigError: there is not enough for so many.
     """
-    most = config.mirror.max_connections
-    if config.workers == "auto":
-        return max(1, min(cores // 2, MAX_WORKERS, most))
-    require_shares(config, config.workers)
-    return config.workers
+    if config.workers != "auto":
+        _require_shares(config, config.workers)
+        return config.workers
+    count = max(1, min(cores // 2, MAX_WORKERS, config.mirror.max_connections))
+    while count > 1 and config.max_memory_bytes is not None and config.max_memory_bytes < least_memory_bytes(count):
+        count -= 1
+    return count
 
 
-def require_shares(config: CaptureConfig, count: int) -> None:
-    """Go on only if there is something for each of so many workers.
-
-    Raises:
-        ConfigError: there is not.
-    """
+def _require_shares(config: CaptureConfig, count: int) -> None:
     most = config.mirror.max_connections
     if count > most:
         raise ConfigError(f"--workers {count} cannot share --max-connections {most}", hint="allow one connection each")
+    least_bytes = least_memory_bytes(count)
+    if config.max_memory_bytes is not None and config.max_memory_bytes < least_bytes:
+        raise ConfigError(
+            f"--workers {count} cannot share --max-memory {config.max_memory_bytes // MIB}M",
+            hint=f"they need at least {least_bytes // MIB}M",
+        )
 
 
 def kernel_shares(config: CaptureConfig) -> bool:
@@ -54,16 +58,16 @@ def worker_config(config: CaptureConfig, index: int, count: int, seed: int) -> C
     """What worker `index` of `count` (2 or more) is to do.
 
     `seed` is of the hash that shares the flows out where the kernel does not; it is the same for all workers.
+
+    Raises:
+        ConfigError: there is not enough for so many.
     """
+    _require_shares(config, count)
     source, mirror, reassembly = config.source, config.mirror, config.reassembly
-    if source.ring_bytes is None:
-        # All flows may be in one share, and blocks close by the clock: a ring is never shorter than that.
-        ring_bytes = max(source.ring_time_bytes, source.ring_room_bytes // count)
-    else:
-        ring_bytes = max(2 * RING_BLOCK_BYTES, source.ring_bytes // count)
-    return replace(
+    asked_bytes = None if source.ring_bytes is None else max(2 * RING_BLOCK_BYTES, source.ring_bytes // count)
+    share = replace(
         config,
-        source=replace(source, ring_bytes=ring_bytes, wakeup_ms=_wakeup_ms(source.wakeup_ms)),
+        source=replace(source, ring_bytes=asked_bytes, wakeup_ms=_wakeup_ms(source.wakeup_ms)),
         mirror=replace(
             mirror,
             upstream_memory_bytes=max(1, mirror.upstream_memory_bytes // count),
@@ -88,6 +92,14 @@ def worker_config(config: CaptureConfig, index: int, count: int, seed: int) -> C
         live=False,
         verbosity=-1,
     )
+    share = within_memory(share, count)
+    if asked_bytes is None:
+        # All flows may be in one share, and blocks close by the clock: a ring is never shorter than that, unless
+        # --max-memory wants it.
+        ring_bytes = max(source.ring_time_bytes, source.ring_room_bytes // count)
+        ring_bytes = min(ring_bytes, share.source.ring_room_bytes)
+        share = replace(share, source=replace(share.source, ring_bytes=ring_bytes))
+    return share
 
 
 def _wakeup_ms(alone_ms: int) -> int:

@@ -29,8 +29,9 @@ from gopher.capture.console import Console
 from gopher.capture.fanout import FanoutGroup
 from gopher.capture.place import Place, WorkerDied
 from gopher.capture.run import reread
-from gopher.capture.shares import kernel_shares, require_shares, worker_config
+from gopher.capture.shares import kernel_shares, worker_config
 from gopher.capture.worker import KNOWN_LIMIT, Setup
+from gopher.config import CaptureConfig
 from gopher.control import summary
 from gopher.errors import ConfigError, GopherError
 from gopher.observe.accounts import AccountsReport, WorkersAccount
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gopher.capture.run import Resolved
-    from gopher.config import CaptureConfig, MirrorConfig, UpstreamConfig
+    from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.control import Control
     from gopher.notify import ServiceManager
     from gopher.upstreams.tcp import Address
@@ -302,8 +303,10 @@ class _Supervisor:
         """See `Control.reload_soon`. Over when every worker that runs has taken it on."""
         self._manager.reloading()
         try:
+            if isinstance(wanted, CaptureConfig):
+                # As at the start: can it be shared?
+                worker_config(wanted, 0, len(self._places), self._seed)
             resolved, restart = await reread(self._config, wanted)
-            require_shares(resolved.config, len(self._places))
             self._require_known(resolved.config.mirror.upstreams)
             await self._try(resolved)
             # A worker that starts from here on starts with it.

@@ -199,11 +199,53 @@ def test_memory_stays_under_the_bound_with_a_stalled_upstream_and_many_connectio
     assert healthy["delivered_bytes"] > 300 * 200_000
 
 
+def test_workers_together_stay_under_the_bound_over_a_reload_too(host, production, shadow, tmp_path):
+    """Without it they take 300 MiB here."""
+    raise_descriptor_limit(8192)
+    host.shrink_buffers()
+    path = tmp_path / "gopher.toml"
+
+    def write(*upstreams):
+        settings = {"mode": "capture", "port": 80, "interface": "lo", "workers": 2, "max-memory": "240M"}
+        settings |= {"upstream-memory": "256M", "drain": 0.2, "upstream": list(upstreams)}
+        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+
+    with RecordingSink(("127.0.0.3", 3280), "silent", namespace=host) as stalled:
+        write(stalled.name)
+        with GopherProcess("--config", str(path), namespace=host) as gopher, ExitStack() as stack:
+            # A second upstream takes its share of what there is room for; that is no other setting.
+            write(stalled.name, shadow.name)
+            gopher.signal(signal.SIGHUP)
+            gopher.wait_stderr(lambda line: f"added {shadow.name}" in line)
+            for number in range(400):
+                client = stack.enter_context(host.connect(PRODUCTION))
+                exchange(client, post(number, noise(400_000, number)))
+                shadow.wait_requests(number + 1)
+            for number in range(1800):
+                exchange(stack.enter_context(host.connect(PRODUCTION)), get(number))
+            assert gopher.peak_memory_mib() < 240
+            report = gopher.stop()
+    assert "restart" not in gopher.stderr
+    stalled_account, healthy = report["upstreams"]
+    assert set(stalled_account["shed"]) == {"max_memory", "drain"}
+    assert stalled_account["shed"]["max_memory"] > 100_000_000
+    assert set(healthy["shed"]) == {"max_memory"}
+    assert healthy["delivered_bytes"] > 400 * 400_000
+
+
 def test_ring_without_room_is_one_sentence(host):
     done = run_gopher(*CAPTURE, "-u", "127.0.0.1:9", "--max-memory", "100M", "--ring", "64M", namespace=host)
     assert done.returncode == 2
     assert done.stderr == (
         "gopher: error: --max-memory has no room for a --ring of 64M\n  hint: with that ring it needs at least 154M\n"
+    )
+
+    done = run_gopher(
+        *CAPTURE, "-u", "127.0.0.1:9", "--max-memory", "240M", "--ring", "128M", "--workers", "2", namespace=host
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "gopher: error: --max-memory has no room for a --ring of 128M\n  hint: with that ring it needs at least 356M\n"
     )
 
 

@@ -487,6 +487,7 @@ def test_one_worker_is_one_process(host, shadow):
         (("-i", "lo", "--write", "x.pcap"), 2, "--write needs one worker"),
         (("-i", "lo", "--workers", "0"), 2, "1 to 64, or auto"),
         (("-i", "lo", "--max-connections", "1"), 2, "--max-connections 1"),
+        (("-i", "lo", "--max-memory", "239M"), 2, "--workers 2 cannot share --max-memory 239M"),
         (("-i", "lo", "-u", "dir:/proc/no/such/folder"), 1, "/proc/no/such/folder"),
     ],
 )

@@ -160,10 +160,12 @@ class GopherProcess:
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def peak_memory_mib(self) -> float:
-        """VmHWM: the most that was ever resident, the kernel's packet ring included."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        [kib] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-        return int(kib) / 1024
+        """VmHWM, of it and its workers: the most that was ever resident, the kernel's packet rings included."""
+        kib = 0
+        for pid in (self.pid, *self.workers()):
+            status = Path(f"/proc/{pid}/status").read_text()
+            kib += int(re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[0])
+        return kib / 1024
 
     def cpu_s(self) -> float:
         """CPU time used so far (proc_pid_stat(5), utime and stime)."""

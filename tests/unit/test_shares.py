@@ -9,6 +9,7 @@ import pytest
 
 from gopher._fastpath import Reassembler, StreamData, pack_batch
 from gopher.capture.figures import SharedFigures
+from gopher.capture.memory import SUPERVISOR_BYTES
 from gopher.capture.shares import kernel_shares, worker_config, worker_count
 from gopher.cli import parse
 from gopher.config import MIB, RING_BLOCK_BYTES
@@ -39,6 +40,7 @@ from tests.support.packets import (
     ipv6_fragments,
     tcp,
 )
+from tests.unit.test_memory import worst_bytes
 from tests.unit.test_report import HEALTHY, REPORT
 
 SEED = 0x0123_4567_89AB_CDEF
@@ -65,6 +67,9 @@ def worker(options, index, count):
         ("--workers auto", 4, 2),
         ("--workers auto", 1000, 64),
         ("--workers auto --max-connections 2", 8, 2),
+        ("--workers auto --max-memory 240M", 64, 2),
+        ("--workers auto --max-memory 239M", 64, 1),
+        ("--workers 1 --max-memory 96M", 64, 1),
     ],
 )
 def test_number_of_workers(options, cores, count):
@@ -102,6 +107,29 @@ def test_bounds_that_are_promises_to_the_machine_are_divided():
         assert part.reassembly.flow_memory_bytes == 4 * MIB
 
 
+@pytest.mark.parametrize("upstreams", [1, 3])
+@pytest.mark.parametrize(("mib", "count"), [(240, 2), (400, 3), (2000, 4), (64 * 96 + 48, 64)])
+@pytest.mark.parametrize("options", ["", "--ring 1M", "--low-latency", "--total-memory 64M --max-connections 64"])
+def test_what_all_have_together_stays_within_the_memory(upstreams, mib, count, options):
+    config = asked(options)
+    config = replace(
+        config, max_memory_bytes=mib * MIB, mirror=replace(config.mirror, upstreams=config.mirror.upstreams * upstreams)
+    )
+    parts = [worker_config(config, index, count, SEED) for index in range(count)]
+    assert SUPERVISOR_BYTES + sum(map(worst_bytes, parts)) <= mib * MIB
+    assert all(part.source.ring_room_bytes >= 2 * RING_BLOCK_BYTES for part in parts)
+
+
+def test_bounds_that_memory_does_not_lower_are_divided_as_ever():
+    assert replace(worker("--max-memory 4096M", 1, 2), max_memory_bytes=None) == worker("", 1, 2)
+
+
+def test_what_memory_lowered_is_shed_for_it():
+    mirror = worker("--max-memory 240M", 0, 2).mirror
+    assert mirror.reason("total_memory") == mirror.reason("max_connections") == "max_memory"
+    assert worker("--max-memory 240M --max-connections 100", 0, 2).mirror.reason("max_connections") == "max_connections"
+
+
 @pytest.mark.parametrize(
     ("options", "count", "ring_bytes"),
     [
@@ -111,6 +139,8 @@ def test_bounds_that_are_promises_to_the_machine_are_divided():
         ("--low-latency", 4, 750 * RING_BLOCK_BYTES),
         ("--ring 64M", 4, 16 * MIB),
         ("--ring 1M", 4, 512 << 10),
+        ("--max-memory 240M", 2, 6 * MIB),
+        ("--max-memory 300M --ring 64M", 2, 32 * MIB),
     ],
 )
 def test_ring_is_divided_but_holds_the_same_time(options, count, ring_bytes):
