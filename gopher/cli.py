@@ -193,12 +193,6 @@ def _capture(scope: Scope, given: dict[str, dict[str, Any]]) -> CaptureConfig:
         scope.wrong("mirror.cpu_limit", " is for devices only", hint="a file can be read more slowly: --speed")
     if "read_path" in source and source["read_path"] == given["run"].get("write_path"):
         scope.wrong("run.write_path", f" {source['read_path']} would overwrite the file that --read reads")
-    if "write_path" in given["run"] and given["run"].get("workers", 1) != 1:
-        scope.wrong(
-            "run.write_path",
-            " needs one worker: each of several sees a part of the packets",
-            hint="leave --workers out, or let tcpdump write the file",
-        )
     source["ports"] = tuple(dict.fromkeys(source.get("ports", ()))) or _PLACEHOLDER_PORTS
     mirror["upstreams"] = _upstreams(scope, source["ports"])
     for upstream in mirror["upstreams"]:
@@ -441,7 +435,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="look into VXLAN, GRE and IP-in-IP for TCP packets",
     )
-    _add(source, "--write", to="run.write_path", metavar="FILE", help="keep what was captured in a pcap file")
+    _add(
+        source,
+        "--write",
+        to="run.write_path",
+        metavar="FILE",
+        help="keep what was captured in a pcap file; each of several workers writes one",
+    )
     _add(
         source,
         "--sample",

@@ -7,6 +7,7 @@ be stopped for.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from gopher.errors import ConfigError
 if TYPE_CHECKING:
     from gopher.config import CaptureConfig
 
-__all__ = ["kernel_shares", "worker_config", "worker_count"]
+__all__ = ["kernel_shares", "worker_config", "worker_count", "write_path"]
 
 
 def worker_count(config: CaptureConfig, cores: int) -> int:
@@ -100,6 +101,25 @@ def worker_config(config: CaptureConfig, index: int, count: int, seed: int) -> C
         ring_bytes = min(ring_bytes, share.source.ring_room_bytes)
         share = replace(share, source=replace(share.source, ring_bytes=ring_bytes))
     return share
+
+
+def write_path(config: CaptureConfig, index: int, number: int) -> str | None:
+    """Where worker `index` is to keep its packets, if it is, as the `number`th one that was started, from 0 on.
+
+    Raises:
+        ConfigError: that is the file that is read.
+    """
+    if config.write_path is None or (index > 0 and not kernel_shares(config)):
+        # Where all workers get all packets, the first one has them all.
+        return None
+    stem, extension = os.path.splitext(config.write_path)
+    path = f"{stem}.{number}{extension}"
+    if path == config.source.read_path:
+        raise ConfigError(
+            f"--write {config.write_path} would overwrite the file that --read reads: a worker's file is {path}",
+            hint="give it another name",
+        )
+    return path
 
 
 def _wakeup_ms(alone_ms: int) -> int:

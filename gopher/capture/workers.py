@@ -29,7 +29,7 @@ from gopher.capture.console import Console
 from gopher.capture.fanout import FanoutGroup
 from gopher.capture.place import Place, WorkerDied
 from gopher.capture.run import reread
-from gopher.capture.shares import kernel_shares, worker_config
+from gopher.capture.shares import kernel_shares, worker_config, write_path
 from gopher.capture.worker import KNOWN_LIMIT, Setup
 from gopher.config import CaptureConfig
 from gopher.control import summary
@@ -113,6 +113,7 @@ class _Supervisor:
         self._group = FanoutGroup(count, self._seed, loopback=config.source.interface == "lo")
         self._console = Console(config, config.source.read_path or config.source.interface, self._snapshot)
         control.log = self._console.log
+        self._started = 0
         self._ends = 0
         self._ending = trio.Event()
         self._failure: GopherError | None = None
@@ -160,7 +161,9 @@ class _Supervisor:
 
     def _setup(self, place: Place) -> Setup:
         resolved = self._share(place, self._resolved)
-        config = resolved.config
+        # Its own number: what the one before it has kept stays.
+        config = replace(resolved.config, write_path=write_path(self._config, place.index, self._started))
+        self._started += 1
         if config.duration_s is not None:
             config = replace(config, duration_s=max(0.0, config.duration_s - self._elapsed_s))
         return Setup(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from gopher import read_streams
 from gopher.capture.place import Place
 from gopher.capture.run import Resolved
 from gopher.capture.shares import worker_config
@@ -404,6 +405,49 @@ def test_worker_that_dies_reading_a_file_is_not_replaced(tmp_path):
     assert report["workers"]["died"] == 2
 
 
+def test_workers_keep_what_they_captured_and_their_successors_keep_it_too(host, production, shadow, tmp_path):
+    with GopherProcess(
+        *TWO, "-i", "lo", "--responses", "--write", f"{tmp_path}/kept.pcap", "-u", shadow.name, namespace=host
+    ) as gopher:
+        for number in range(40):
+            client_of(host, number)
+        shadow.wait_ended(40)
+        first, _ = gopher.workers()
+        before = shared(gopher)
+        os.kill(first, signal.SIGKILL)
+        gopher.wait_stderr(lambda line: "died (SIGKILL)" in line)
+        wait_until(lambda: client_of(host, 99) and shared(gopher)[0] > before[0], "connections of its successor")
+        wait_until(lambda: all(each.ended for each in shadow.connections), "ended connections")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.0.pcap", "kept.1.pcap", "kept.2.pcap"]
+    dead, other, successor = (
+        # Of a connection that began while there was no successor perhaps only the end was kept.
+        sorted(
+            stream.request for stream in read_streams(tmp_path / f"kept.{number}.pcap", ports=[80]) if stream.request
+        )
+        for number in range(3)
+    )
+    assert min(len(dead), len(other), len(successor)) > 0
+    assert len(dead) == before[0]
+    # What came while there was no successor is missing from the files and from the shadow.
+    assert sorted(dead + other + successor) == shadow.streams
+
+
+def test_file_is_kept_once_by_all_workers(tmp_path):
+    path, kept = tmp_path / "talks.pcap", tmp_path / "kept.pcap"
+    talks_file(path)
+    with GopherProcess(
+        *(*TWO, "--responses", "--read", str(path), "--speed", "max", "--write", str(kept)),
+        *("-u", f"dir:{tmp_path}/streams"),
+    ) as gopher:
+        gopher.wait()
+    assert not (tmp_path / "kept.1.pcap").exists()
+    streams = [
+        sorted((each.client, each.request, each.response) for each in read_streams(each_path, ports=[80]))
+        for each_path in (path, tmp_path / "kept.0.pcap")
+    ]
+    assert streams[0] == streams[1]
+
+
 def test_signal_drains_all_workers(host, production):
     """Sent to the whole process group, as a terminal or an init system does."""
     with (
@@ -484,7 +528,7 @@ def test_one_worker_is_one_process(host, shadow):
         (("-i", "no-such-device"), 2, "no-such-device"),
         (("-i", "lo", "--filter", "port http or"), 2, "port http or"),
         (("--read", "/no/such/file.pcap"), 2, "/no/such/file.pcap"),
-        (("-i", "lo", "--write", "x.pcap"), 2, "--write needs one worker"),
+        (("-i", "lo", "--write", "/no/such/folder/x.pcap"), 1, "cannot write /no/such/folder/x."),
         (("-i", "lo", "--workers", "0"), 2, "1 to 64, or auto"),
         (("-i", "lo", "--max-connections", "1"), 2, "--max-connections 1"),
         (("-i", "lo", "--max-memory", "239M"), 2, "--workers 2 cannot share --max-memory 239M"),

@@ -10,7 +10,7 @@ import pytest
 from gopher._fastpath import Reassembler, StreamData, pack_batch
 from gopher.capture.figures import SharedFigures
 from gopher.capture.memory import SUPERVISOR_BYTES
-from gopher.capture.shares import kernel_shares, worker_config, worker_count
+from gopher.capture.shares import kernel_shares, worker_config, worker_count, write_path
 from gopher.cli import parse
 from gopher.config import MIB, RING_BLOCK_BYTES
 from gopher.errors import ConfigError
@@ -87,11 +87,25 @@ def test_number_that_is_none_is_refused(text):
         parse(["-c", "-p", "80", "-u", "a", f"--workers={text}"])
 
 
-def test_workers_do_not_write_one_file():
-    with pytest.raises(ConfigError, match="--write needs one worker") as caught:
-        asked("--write x.pcap --workers 2")
-    assert "leave --workers out" in caught.value.hint
-    assert asked("--write x.pcap --workers 1").write_path == "x.pcap"
+@pytest.mark.parametrize(
+    ("options", "index", "number", "path"),
+    [
+        ("", 0, 0, None),
+        ("--write x.pcap", 1, 1, "x.1.pcap"),
+        ("--write /a.b/x", 1, 7, "/a.b/x.7"),
+        # Each gets all packets: the first one keeps them.
+        ("--write x.pcap --decap", 0, 2, "x.2.pcap"),
+        ("--write x.pcap --decap", 1, 1, None),
+        ("--write x.pcap --read f", 1, 1, None),
+    ],
+)
+def test_workers_keep_packets_in_files_of_their_own(options, index, number, path):
+    assert write_path(asked(options), index, number) == path
+
+
+def test_file_of_a_worker_is_not_the_one_that_is_read():
+    with pytest.raises(ConfigError, match=r"would overwrite the file that --read reads: a worker's file is x\.0\.pcap"):
+        write_path(asked("--read x.0.pcap --write x.pcap"), 0, 0)
 
 
 def test_bounds_that_are_promises_to_the_machine_are_divided():
