@@ -605,6 +605,7 @@ def test_reload_is_over_when_all_that_run_have_it_and_later_workers_have_it_too(
         GopherProcess("--config", configure(shadow.name), namespace=host) as gopher,
     ):
         talk(1, lambda: min(shared(gopher)) > 0)
+        wait_until(lambda: shadow.streams == production.streams, "what still waits in the kernel")
         first, second = gopher.workers()
         os.kill(second, signal.SIGSTOP)
         configure(shadow.name, added.name)
@@ -620,7 +621,6 @@ def test_reload_is_over_when_all_that_run_have_it_and_later_workers_have_it_too(
         configure(added.name)
         gopher.signal(signal.SIGHUP)
         gopher.wait_stderr(lambda line: line == f"gopher: reloaded: to 1 upstream; removed {shadow.name}")
-        offered = len(shadow.connections)
         before = shared(gopher)
         talk(4, lambda: min(map(int.__sub__, shared(gopher), before)) > 0)
         # Which upstream is the first one differs between these two, and the sum goes by names.
@@ -628,7 +628,6 @@ def test_reload_is_over_when_all_that_run_have_it_and_later_workers_have_it_too(
         production.wait_ended(1)
         wait_until(lambda: all(each.ended for each in added.connections), "ended connections")
         report = gopher.stop()
-    assert len(shadow.connections) == offered
     removed, came = report["upstreams"]
     assert (removed["name"], came["name"]) == (shadow.name, added.name)
     assert (removed["added_s"], came["removed_s"]) == (0, None)
