@@ -5,6 +5,7 @@ the limits of CPU and memory, for whose cgroups a container may have no right.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ OPTIONS = {
 # What takes 30 s of watchdog and 5 s of pause takes long enough with these.
 SOONER = "[Service]\nWatchdogSec=2s\nRestartSec=100ms\n"
 CAP_NET_RAW, CAP_NET_BIND_SERVICE = 13, 10
+# There, where systemd puts nothing of its own over it, as over /tmp.
+CHECKOUT = "/srv/gopher"
 # In a mount namespace of its own, so that nothing remains, also of what systemd-nspawn leaves in /run. /opt/gopher is
 # made as docs/operations.md says. Up to sysinit.target: what else this machine would start is not started.
 BOOT = """
@@ -124,6 +127,7 @@ def machine():
         etc = upper / "etc"
         for directory in ("root", "work", "upper/etc/gopher", f"upper/etc/systemd/system/{CAPTURE}.service.d"):
             (Path(place) / directory).mkdir(parents=True)
+        shutil.copytree(ROOT / "packaging/systemd", Path(f"{upper}{CHECKOUT}/packaging/systemd"))
         for unit in (ROOT / "packaging/systemd").iterdir():
             (etc / "systemd/system" / unit.name).write_text(unit.read_text())
         (etc / f"systemd/system/{CAPTURE}.service.d/sooner.conf").write_text(SOONER)
@@ -239,7 +243,7 @@ def test_documented_commands_start_a_service(machine, production):
     """Those that tests/docs/test_shell.py cannot type, for want of a service manager."""
     [commands] = [block.text for block in blocks(ROOT / "docs/operations.md") if "systemctl" in block.text]
     with RecordingSink(("127.0.0.2", 3280), namespace=machine.namespace) as shadow:
-        machine.run("sh", "-euc", commands, directory=ROOT)
+        machine.run("sh", "-euc", commands, directory=CHECKOUT)
         unit = "gopher-capture@shop"
         shown = machine.systemctl("status", unit).stdout
         assert "enabled" in shown
