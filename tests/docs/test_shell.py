@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +34,7 @@ from tests.support.accounts import assert_accounts, assert_relay_accounts
 from tests.support.certificates import Authority
 from tests.support.clients import exchange, get
 from tests.support.command import assert_clean
+from tests.support.needs import need, need_namespaces
 from tests.support.pages import PAGES, ROOT, blocks
 from tests.support.relay import RelayProcess, receive_until_end
 from tests.support.servers import Nginx, RecordingSink
@@ -128,10 +128,8 @@ def test_what_is_not_run_is_there():
 @pytest.fixture(scope="module")
 def place():
     """A directory that everybody may use, with an authority that the machines trust."""
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    reason = f"not installed: {', '.join(missing)}" if missing else netns.unprivileged_reason()
-    if reason:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    need(*PROGRAMS)
+    need_namespaces()
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o777)
         yield Path(directory)

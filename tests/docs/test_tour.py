@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from tests.support import netns
 from tests.support.command import run_gopher
+from tests.support.needs import need_namespaces
 from tests.support.pages import ROOT, blocks
 from tests.support.relay import RelayProcess
 
@@ -41,9 +41,7 @@ def wait_for(pattern, times, said, shell):
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory):
     """The folder after the tour, with what was said in it: each block typed when its reader would."""
-    reason = "ip is not installed" if shutil.which("ip") is None else netns.unprivileged_reason()
-    if reason:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    need_namespaces()
     place = tmp_path_factory.mktemp("tour")
     said = place / "said"
     with netns.Namespace("tour") as namespace, said.open("w") as output:

@@ -1,9 +1,7 @@
 """The manual page and the completions: whether they say all, and whether those who read them understand them."""
 
 import argparse
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gopher.cli import _parser
+from tests.support.needs import need
 
 ROOT = Path(__file__).parents[2]
 # --no-KEY takes back what the configuration file sets: told once for all, and listed nowhere.
@@ -42,8 +41,7 @@ def shells(share):
 
 
 def run(*command, **settings):
-    if shutil.which(command[0]) is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{command[0]} is not installed")
+    need(command[0])
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **settings)
 
 

@@ -14,17 +14,18 @@ def need(*programs: str) -> None:
     """Skip, or in CI fail, unless these are installed."""
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
-        _refuse(f"not installed: {', '.join(missing)}")
+        refuse(f"not installed: {', '.join(missing)}")
 
 
 def need_namespaces() -> None:
     """Skip, or in CI fail, unless network namespaces can be made."""
     need("ip")
     if reason := netns.unprivileged_reason():
-        _refuse(reason)
+        refuse(reason)
 
 
-def _refuse(reason: str) -> None:
+def refuse(reason: str) -> None:
+    """Skip, or in CI fail, for this reason."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
