@@ -645,6 +645,7 @@ def test_more_of_production_than_may_be_kept_is_not_kept(tmp_path):
             # The first one is with the upstream; the others wait, and production's answers with them.
             sink.wait_requests(1)
             relay.wait_stderr(lambda line: line == "BYTES 1000000")
+            link.wait_read()
             sink.release()
             link.end()
         report = relay.stop()

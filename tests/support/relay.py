@@ -7,8 +7,10 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gopher.link import LinkInfo, ProxyHeader, encode_data, encode_fin, encode_header
@@ -21,6 +23,7 @@ from tests.support.netns import Namespace
 READY = re.compile(r"(gopher: |.*: \")relaying on ports? [\d,]+( of \S+)?, to \d+ upstreams?(\"})?$")
 DEADLINE_S = 20.0
 CLIENT, SERVER = 0, 1
+NOTHING = "00000000:00000000"
 
 
 def free_port() -> int:
@@ -105,11 +108,30 @@ class Link:
     def response(self, fields=""):
         self.send(encode_data(SERVER, f"HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n".encode(), 1))
 
+    def wait_read(self):
+        """Wait until the relay has read all that was sent: nothing waits in the kernel, on either side."""
+        mine, its = self._sock.getsockname()[1], self._sock.getpeername()[1]
+        deadline_s = time.monotonic() + DEADLINE_S
+        # proc(5): sl local_address rem_address st tx_queue:rx_queue, in hexadecimal.
+        while any(
+            {int(address.rpartition(":")[2], 16) for address in (local, remote)} == {mine, its} and queues != NOTHING
+            for local, remote, queues in _sockets()
+        ):
+            assert time.monotonic() < deadline_s, "the relay does not read its link"
+            time.sleep(0.01)
+
     def end(self):
         """End both directions, and wait for the relay to close."""
         self.send(encode_fin(CLIENT, 1), encode_fin(SERVER, 1))
         self._sock.shutdown(socket.SHUT_WR)
         assert receive_until_end(self._sock) == b""
+
+
+def _sockets() -> Iterator[tuple[str, str, str]]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _, local, remote, _, queues, *_ = line.split()
+            yield local, remote, queues
 
 
 def receive_until_end(sock: socket.socket) -> bytes:
