@@ -9,6 +9,7 @@ from gopher._wire cimport FlowKey
 cdef class Flow:
     cdef readonly uint64_t id
     cdef readonly bint began_with_syn
+    cdef readonly int server_port
     cdef public object context
     cdef FlowKey _key
     cdef uint8_t _client_end
@@ -30,6 +31,8 @@ cdef class StreamData:
     cdef bytes _data            # None if there is a run
     cdef readonly int64_t time_ns
     cdef readonly int64_t since_ns
+
+    cpdef content(self)
 
 cdef class StreamGap:
     cdef readonly Flow flow

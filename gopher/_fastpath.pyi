@@ -74,6 +74,7 @@ class StreamData:
     def data(self) -> bytes: ...
     @property
     def run(self) -> ByteRun | None: ...  # the same where it was captured: of large ones, which `data` would copy
+    def content(self) -> bytes | ByteRun: ...  # the run if there is one, else the bytes
     @property
     def time_ns(self) -> int: ...  # of the newest packet in it
     @property

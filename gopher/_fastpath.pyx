@@ -86,6 +86,7 @@ cdef class Flow:
     Attributes:
         id: ascending from 1 in the order of opening.
         began_with_syn: False if it was open before the capture began.
+        server_port: the port of `server`, without the price of its address.
         context: the caller's; None at first.
     """
 
@@ -106,11 +107,6 @@ cdef class Flow:
     def server(self):
         """(address, port); IPv4-mapped addresses in hexadecimal, too."""
         return self._end(1 - self._client_end)
-
-    @property
-    def server_port(self):
-        """The port of `server`, without the price of its address."""
-        return self._port(1 - self._client_end)
 
     cdef int _port(self, int end) noexcept:
         return <int>((self._key.words[0] >> (0 if end else 16)) & 0xFFFF)
@@ -152,6 +148,10 @@ cdef class StreamData:
     @property
     def data(self):
         return self._data if self.run is None else self.run.join()
+
+    cpdef content(self):
+        """The bytes, or the run."""
+        return self._data if self.run is None else self.run
 
     def __repr__(self):
         return f"<StreamData {self.flow!r} {self.direction} {self.offset}+{len(self.data)}>"
@@ -571,6 +571,7 @@ cdef class Reassembler:
         flow.began_with_syn = not joined
         flow._key = state.key
         flow._client_end = state.client_end
+        flow.server_port = flow._port(1 - flow._client_end)
         flow._state = state
         flow._table = &self._table
         self._flows.add(flow)

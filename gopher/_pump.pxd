@@ -51,22 +51,45 @@ cdef class Pump:
     cdef int _announce(self, Connection connection) except -1
 
 
-cdef class Connection:
+cdef class Queue:
+    cdef list _items                    # the oldest is at _first; before it are those that were dropped, as None
+    cdef Py_ssize_t _first
+
+    cpdef append(self, item)
+    cpdef oldest(self)
+    cpdef drop_oldest(self)
+
+
+cdef class Waiting:
+    cdef bytes data
+    cdef Py_ssize_t overhead            # bytes at its beginning that are not the client's
+    cdef int64_t captured_ns
+
+
+cdef class Outlet:
+    cdef public int64_t sent            # the client's bytes accepted so far
+    cdef public Py_ssize_t queued       # bytes that wait, the client's and others
+    cdef public bint closed             # there is no descriptor: not dialled yet, or hung up
+
+    cpdef int write(self, data) except? -1
+    cpdef int64_t unaccepted(self) except -1
+    cpdef hang_up(self, bint hard)
+    cpdef int64_t abandon(self, str reason, int64_t unaccepted=*) except -1
+
+
+cdef class Connection(Outlet):
     cdef Pump _pump
     cdef readonly Ledger ledger
     cdef readonly object owner          # whose stream this is; the pump's user finds its way back by it
     cdef RequestFramer _requests        # borrowed state: what has been asked on this stream
     cdef HttpFramer _responses          # what has been answered on this connection
-    cdef object _queue                  # deque of (bytes that the socket has not taken, overhead, captured_ns)
-    cdef Py_ssize_t _head               # bytes of _queue[0][0] that it has taken
-    cdef readonly Py_ssize_t queued     # bytes, the client's and others
-    cdef Py_ssize_t _pending            # the client's bytes among them
+    cdef Queue _queue                   # of Waiting: what the socket has not taken; None while nothing ever waited
+    cdef Py_ssize_t _head               # bytes of the oldest that it has taken
+    cdef Py_ssize_t _pending            # the client's bytes among `queued`
     cdef Py_ssize_t _memory             # what _queue takes, bytes
-    cdef readonly int64_t sent          # the client's bytes accepted by the socket on this connection
     cdef readonly int64_t answered      # bytes read
     cdef uint64_t _base                 # index of the first request on this connection
     cdef int _fd
-    cdef readonly bint closed           # there is no descriptor: not dialled yet, or hung up
     cdef readonly bint connecting       # the upstream has not accepted the connection yet
     cdef bytes _address                 # packed sockaddr
     cdef bint _held                     # there is a socket that has not been told to connect
@@ -78,6 +101,8 @@ cdef class Connection:
     cdef readonly bint finishing
     cdef public bint reset_at_end       # the caller's: how to close when finished
     cdef public int attempts_left       # the caller's: addresses not tried yet
+    cdef public double connect_by_s     # the caller's: its time-outs
+    cdef public double linger_until_s
 
     cdef int _watch(self, bint write)
     cdef int _connect(self)
@@ -94,6 +119,4 @@ cdef class Connection:
     cdef int _ready(self, unsigned int events)
     cdef int _write(self, data, Py_ssize_t overhead)
     cpdef int dial(self, int family, bytes address, bint write_follows=*)
-    cpdef int write(self, data)
     cpdef int finish(self)
-    cpdef hang_up(self, bint hard)

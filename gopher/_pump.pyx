@@ -11,8 +11,7 @@ what it hands to `write`. These count the client's bytes; what a link wraps them
 only where memory is bounded.
 """
 
-from collections import deque
-
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
@@ -51,8 +50,8 @@ cdef enum:
     # A connection that carries request after request is not worth a wake-up for each answer: the kernel reports it
     # when this much has come, or its end. 16 KiB saves little more and holds much more kernel memory in small packets.
     LAZY_BYTES = 4096
-    # What a queued run costs beside its bytes: the bytes object, a tuple and a time stamp. A client that sends byte by
-    # byte queues hundreds of them for each KiB.
+    # What a queued run costs beside its bytes: two objects and a place in a list. A client that sends byte by byte
+    # queues hundreds of them for each KiB.
     RUN_BYTES = 160
 
 # What `serve` reports beside negative errno values.
@@ -263,7 +262,57 @@ cdef class Pump:
         return 0
 
 
-cdef class Connection:
+@cython.final
+cdef class Queue:
+    """First in, first out. `collections.deque` costs a call through Python for each step, and much when empty."""
+
+    def __cinit__(self):
+        self._items = []
+
+    cpdef append(self, item):
+        """Add the newest."""
+        # Each is moved once, for half of them are gone.
+        if self._first >= 64 and 2 * self._first >= len(self._items):
+            del self._items[:self._first]
+            self._first = 0
+        self._items.append(item)
+
+    cpdef oldest(self):
+        """The oldest, or None."""
+        return self._items[self._first] if self._first < len(self._items) else None
+
+    cpdef drop_oldest(self):
+        """Remove the oldest; there must be one."""
+        self._items[self._first] = None
+        self._first += 1
+        if self._first == len(self._items):
+            self._items = []
+            self._first = 0
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Waiting:
+    """A run of bytes in a connection's queue."""
+
+
+cdef class Outlet:
+    """What a mirrored stream is written to: a `Connection`, or a file."""
+
+    cpdef int write(self, data) except? -1:
+        raise NotImplementedError
+
+    cpdef int64_t unaccepted(self) except -1:
+        raise NotImplementedError
+
+    cpdef hang_up(self, bint hard):
+        raise NotImplementedError
+
+    cpdef int64_t abandon(self, str reason, int64_t unaccepted=0) except -1:
+        raise NotImplementedError
+
+
+cdef class Connection(Outlet):
     """One connection to an upstream that carries one captured stream, or a part of it from a request on.
 
     Args:
@@ -283,7 +332,6 @@ cdef class Connection:
         self.ledger = ledger
         self._requests = requests
         self.owner = owner
-        self._queue = deque()
         self._base = base
         http_framer_init(&self._responses, HTTP_RESPONSE)
         self._responses.started = self._responses.completed = self._base
@@ -354,7 +402,7 @@ cdef class Connection:
             return failure
         return self._finish_step() if self.finishing else _NOTHING
 
-    def unaccepted(self):
+    cpdef int64_t unaccepted(self) except -1:
         """The client's bytes sent on this connection that the upstream's TCP may not have acknowledged yet.
 
         Where others were sent after them this is too many, by as many at most.
@@ -388,7 +436,7 @@ cdef class Connection:
         self.ledger.open -= 1
         Py_DECREF(self)
 
-    def abandon(self, str reason not None, int64_t unaccepted=0):
+    cpdef int64_t abandon(self, str reason, int64_t unaccepted=0) except -1:
         """Give up what is queued, and `unaccepted` bytes of what was sent: shed for `reason`.
 
         Returns:
@@ -397,7 +445,7 @@ cdef class Connection:
         cdef int64_t length = self._pending
         self.ledger.pending -= length
         self._count_memory(-self._memory)
-        self._queue.clear()
+        self._queue = None
         self._head = 0
         self.queued = self._pending = 0
         self.ledger.delivered -= unaccepted
@@ -405,7 +453,7 @@ cdef class Connection:
         self.ledger.add_shed(reason, length + unaccepted)
         return length + unaccepted
 
-    cpdef int write(self, data):
+    cpdef int write(self, data) except? -1:
         """Send `data`, bytes or a `ByteRun`, now if the socket takes it, else later. The caller has added its length
         to `captured`.
 
@@ -500,14 +548,20 @@ cdef class Connection:
 
     cdef void _append(self, bytes data, Py_ssize_t overhead, Py_ssize_t taken):
         cdef Py_ssize_t length = PyBytes_GET_SIZE(data)
-        cdef Py_ssize_t waiting = _behind(overhead, taken, length)
-        # Bytes are written at once only when nothing waits, so only the first entry is ever sent in part.
-        if not self._queue:
+        cdef Py_ssize_t pending = _behind(overhead, taken, length)
+        cdef Waiting waiting = Waiting.__new__(Waiting)
+        waiting.data = data
+        waiting.overhead = overhead
+        waiting.captured_ns = self._pump.captured_ns
+        if self._queue is None:
+            self._queue = Queue.__new__(Queue)
+        # Bytes are written at once only when nothing waits, so only the oldest is ever sent in part.
+        if not self.queued:
             self._head = taken
-        self._queue.append((data, overhead, self._pump.captured_ns))
+        self._queue.append(waiting)
         self.queued += length - taken
-        self._pending += waiting
-        self.ledger.pending += waiting
+        self._pending += pending
+        self.ledger.pending += pending
         self._count_memory(length + RUN_BYTES)
 
     cdef void _count_memory(self, Py_ssize_t length) noexcept:
@@ -558,14 +612,13 @@ cdef class Connection:
 
     cdef int _flush(self):
         """Send from the queue. Returns 0 or a negative errno."""
-        cdef bytes data
-        cdef Py_ssize_t overhead, taken, counted, length
-        cdef int64_t captured_ns
+        cdef Waiting oldest
+        cdef Py_ssize_t taken, counted, length
         while self.queued:
-            data, overhead, captured_ns = self._queue[0]
-            length = PyBytes_GET_SIZE(data) - self._head
+            oldest = self._queue.oldest()
+            length = PyBytes_GET_SIZE(oldest.data) - self._head
             self._before_send()
-            taken = send(self._fd, PyBytes_AS_STRING(data) + self._head, length, MSG_DONTWAIT | MSG_NOSIGNAL)
+            taken = send(self._fd, PyBytes_AS_STRING(oldest.data) + self._head, length, MSG_DONTWAIT | MSG_NOSIGNAL)
             if taken < 0:
                 if errno == EINTR:
                     continue
@@ -574,7 +627,7 @@ cdef class Connection:
                 return 0 if self._wants_write else self._watch(True)
             if self.connecting:
                 self._connected()
-            counted = _behind(overhead, self._head, self._head + taken)
+            counted = _behind(oldest.overhead, self._head, self._head + taken)
             self.sent += counted
             self.queued -= taken
             self._pending -= counted
@@ -583,11 +636,11 @@ cdef class Connection:
             if taken < length:
                 self._head += taken
             else:
-                self._queue.popleft()
+                self._queue.drop_oldest()
                 self._head = 0
-                self._count_memory(-(PyBytes_GET_SIZE(data) + RUN_BYTES))
-                if overhead < PyBytes_GET_SIZE(data):
-                    self.ledger._note_latency(captured_ns)
+                self._count_memory(-(PyBytes_GET_SIZE(oldest.data) + RUN_BYTES))
+                if oldest.overhead < PyBytes_GET_SIZE(oldest.data):
+                    self.ledger._note_latency(oldest.captured_ns)
         if not self._registered:
             return self._pump._announce(self)
         return self._watch(False)

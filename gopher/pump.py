@@ -20,21 +20,13 @@ if TYPE_CHECKING:
 
     from gopher._pump import Connection
 
-__all__ = ["REST_S", "PumpTask", "Served", "ServingTask", "SocketPump"]
+__all__ = ["REST_S", "PumpTask", "ServingTask", "SocketPump"]
 
 # Answers wait in their sockets' receive buffers meanwhile, which hold far more than a connection gets in this time.
 REST_S = 0.008
 
 
-class Served(Protocol):
-    """What a pump serves."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether it has no descriptor any more."""
-
-
-ServedT = TypeVar("ServedT", bound=Served)
+ServedT = TypeVar("ServedT")
 
 
 class SocketPump(Protocol[ServedT]):
@@ -61,10 +53,11 @@ class ServingTask(Generic[ServedT]):
 
     Args:
         pump: what to serve.
-        decide: called with (connection, outcome) for each one that `serve` reports; must close it or send it on.
+        decide: called with the (connection, outcome) pairs that `serve` reports; must close each or send it on. Closing
+            one may close another of them.
     """
 
-    def __init__(self, pump: SocketPump[ServedT], decide: Callable[[ServedT, int], None]) -> None:
+    def __init__(self, pump: SocketPump[ServedT], decide: Callable[[list[tuple[ServedT, int]]], None]) -> None:
         self.pump = pump
         self._decide = decide
         self._served = trio.lowlevel.ParkingLot()
@@ -82,10 +75,8 @@ class ServingTask(Generic[ServedT]):
         budget = self.pump.open
         while True:
             served, decisions = self.pump.serve()
-            for connection, outcome in decisions:
-                # Closing one connection may have closed another that was reported in the same batch.
-                if not connection.closed:
-                    self._decide(connection, outcome)
+            if decisions:
+                self._decide(decisions)
             budget -= served
             if served == 0 or budget <= 0:
                 return
@@ -106,7 +97,7 @@ class PumpTask(ServingTask["Connection"]):
 
     pump: Pump
 
-    def __init__(self, decide: Callable[[Connection, int], None], rest_s: float = REST_S) -> None:
+    def __init__(self, decide: Callable[[list[tuple[Connection, int]]], None], rest_s: float = REST_S) -> None:
         super().__init__(Pump(), decide)
         self._rest_s = rest_s
         self._resting: trio.CancelScope | None = None

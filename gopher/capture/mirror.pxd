@@ -4,9 +4,9 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from gopher._fastpath cimport Flow, FlowClosed, FlowOpened, Reassembler, StreamData, StreamEnded, StreamGap
-from gopher._pump cimport Connection, Pump
+from gopher._pump cimport Pump
 from gopher.upstreams.stream cimport MirroredStream
-from gopher.upstreams.upstream cimport StreamCopy, Upstream
+from gopher.upstreams.upstream cimport Upstream, decide
 
 
 cdef class Mirror:
@@ -29,7 +29,12 @@ cdef class Mirror:
     cdef int64_t _sampled_out
     cdef int64_t _own_seen
 
+    cdef _dial_held(self)
+
+    @cython.locals(data=StreamData, opened=FlowOpened, ended=StreamEnded, closed=FlowClosed, gap=StreamGap)
     cdef list _act(self, event)
+
+    @cython.locals(stream=MirroredStream)
     cdef list _pass_on(self, StreamData event)
     cdef bint _is_ignored(self, Flow flow)
     cdef bint _sampled(self, Flow flow)
@@ -37,9 +42,14 @@ cdef class Mirror:
     @cython.locals(upstream=Upstream)
     cdef _open_stream(self, Flow flow)
 
-    @cython.locals(copy=StreamCopy)
-    cpdef _decide(self, Connection connection, int outcome)
-    cdef list _framed_copies(self, Flow flow)
+    cdef _framed_copies(self, Flow flow)
+
+    @cython.locals(stream=MirroredStream)
+    cdef MirroredStream _open_stream_of(self, Flow flow)
+
+    @cython.locals(stream=MirroredStream)
     cdef _end_stream(self, Flow flow)
+
+    @cython.locals(stream=MirroredStream)
     cdef _close_stream(self, Flow flow, str reason)
     cdef _retire(self, MirroredStream stream)

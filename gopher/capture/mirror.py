@@ -35,13 +35,12 @@ from gopher.upstreams.relay import FramedCopy, RelayUpstream
 from gopher.upstreams.roster import Roster
 from gopher.upstreams.stream import MirroredStream, ShedStreams
 from gopher.upstreams.tcp import Address, TcpUpstream
-from gopher.upstreams.upstream import StreamCopy, Upstream
+from gopher.upstreams.upstream import StreamCopy, Upstream, decide
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from gopher._fastpath import Event, Flow
-    from gopher._pump import Connection
     from gopher.capture.source import PacketSource
     from gopher.config import CaptureConfig, UpstreamConfig
     from gopher.upstreams.roster import Change
@@ -131,7 +130,7 @@ class Mirror:
         self.hurry = False
         """Set at the end: nothing is waited for any more."""
         # Answers are looked at as often as packets, or less.
-        self.pump_task = PumpTask(self._decide, max(REST_S, config.source.wakeup_ms / 1000))
+        self.pump_task = PumpTask(decide, max(REST_S, config.source.wakeup_ms / 1000))
         self.reassembler = Reassembler(
             config.source.ports,
             both_directions=config.source.responses,
@@ -258,53 +257,60 @@ class Mirror:
         self._dial_held()
 
     def _dial_held(self) -> None:
-        for connection, outcome in self._pump.dial_held():
-            if not connection.closed:
-                self._decide(connection, outcome)
+        decide(self._pump.dial_held())
 
     def _act(self, event: Event) -> list[tuple[StreamCopy, str]] | None:
         """Act on one event. Returns the copies that are over a memory bound, with the bound's name; None for none."""
         for relay in self._relays:
             relay.time_ns = event.time_ns
+        # A name for each kind, which mirror.pxd gives its type.
         if isinstance(event, StreamData):
-            if event.direction == CLIENT_TO_SERVER:
-                return self._pass_on(event)
-            for copy in self._framed_copies(event.flow):
-                copy.answer(event.data)
+            data = event
+            if data.direction == CLIENT_TO_SERVER:
+                return self._pass_on(data)
+            for copy in self._framed_copies(data.flow):
+                copy.answer(data.data)
         elif isinstance(event, FlowOpened):
-            if self._is_ignored(event.flow):
+            opened = event
+            if self._is_ignored(opened.flow):
                 # What this batch brought of it comes all the same.
-                event.flow.context = _IGNORED
-                self.reassembler.ignore(event.flow)
+                opened.flow.context = _IGNORED
+                self.reassembler.ignore(opened.flow)
         elif isinstance(event, StreamEnded):
-            if event.direction == CLIENT_TO_SERVER:
-                self._end_stream(event.flow)
-            for copy in self._framed_copies(event.flow):
-                copy.end(event.direction)
+            ended = event
+            if ended.direction == CLIENT_TO_SERVER:
+                self._end_stream(ended.flow)
+            for copy in self._framed_copies(ended.flow):
+                copy.end(ended.direction)
         elif isinstance(event, FlowClosed):
-            self._close_stream(event.flow, event.reason)
+            closed = event
+            self._close_stream(closed.flow, closed.reason)
         elif isinstance(event, StreamGap):
-            if event.direction == CLIENT_TO_SERVER:
-                stream = event.flow.context or self._open_stream(event.flow)
+            gap = event
+            if gap.direction == CLIENT_TO_SERVER:
+                stream = gap.flow.context or self._open_stream(gap.flow)
                 if stream is not _IGNORED:
-                    stream.gap(event.length)
+                    stream.gap(gap.length)
             else:
-                for copy in self._framed_copies(event.flow):
-                    copy.answer_gap(event.length)
+                for copy in self._framed_copies(gap.flow):
+                    copy.answer_gap(gap.length)
         return None
 
     def _pass_on(self, event: StreamData) -> list[tuple[StreamCopy, str]] | None:
         """The client's next bytes."""
-        stream = event.flow.context or self._open_stream(event.flow)
-        if stream is _IGNORED:
+        context = event.flow.context or self._open_stream(event.flow)
+        if context is _IGNORED:
             return None
-        data = event.data if event.run is None else event.run
+        data = event.content()
         self._received_bytes += len(data)
         # How late a file's packets are says nothing.
         if not self._can_wait:
             self._pump.captured_ns = event.since_ns
-        full: list[tuple[StreamCopy, str]] | None = stream.write(data)
-        return full
+        if isinstance(context, MirroredStream):
+            stream = context
+            return stream.write(data)
+        context.write(data)
+        return None
 
     def _is_ignored(self, flow: Flow) -> bool:
         # Ports first: the text of an address costs more than all the rest here.
@@ -338,23 +344,31 @@ class Mirror:
         self._open.add(stream)
         return stream
 
-    def _framed_copies(self, flow: Flow) -> list[FramedCopy]:
+    def _framed_copies(self, flow: Flow) -> Sequence[FramedCopy]:
         """What wants to know of production's direction."""
         stream = flow.context
-        return stream.framed if self._framed and isinstance(stream, MirroredStream) else []
+        return stream.framed if self._framed and isinstance(stream, MirroredStream) else ()
+
+    def _open_stream_of(self, flow: Flow) -> MirroredStream | None:
+        context = flow.context
+        if isinstance(context, MirroredStream):
+            stream = context
+            if stream.open:
+                return stream
+        return None
 
     def _end_stream(self, flow: Flow) -> None:
         """The client sent FIN. Where production's direction is wanted the stream stays until the flow closes."""
-        stream = flow.context
-        if stream in self._open:
+        stream = self._open_stream_of(flow)
+        if stream is not None:
             stream.finish()
             if not stream.framed:
                 self._retire(stream)
 
     def _close_stream(self, flow: Flow, reason: str) -> None:
-        stream = flow.context
+        stream = self._open_stream_of(flow)
         # Not if its client has sent FIN and nothing else is of interest, nor at the end of the capture: see `stop`.
-        if stream not in self._open or reason == "flushed":
+        if stream is None or reason == "flushed":
             return
         self._retire(stream)
         if reason == "rst":
@@ -364,14 +378,10 @@ class Mirror:
         stream.close(reset=reason == "rst")
 
     def _retire(self, stream: MirroredStream) -> None:
+        stream.open = False
         self._open.remove(stream)
         self._joined += stream.midway and stream.joined
         self._not_joined += not stream.joined
-
-    def _decide(self, connection: Connection, outcome: int) -> None:
-        copy = connection.owner
-        assert isinstance(copy, StreamCopy)
-        copy.upstream.outcome(connection, outcome)
 
     async def _make_room(self, copy: StreamCopy) -> bool:
         """Wait for a connection that is over a bound. Returns False when patience is over."""

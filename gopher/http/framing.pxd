@@ -55,6 +55,7 @@ cdef void http_framer_skip(HttpFramer* framer, uint64_t length) noexcept nogil
 cdef class RequestFramer:
     cdef HttpFramer c
 
+    cpdef Py_ssize_t feed(self, data) except -2
     cdef Py_ssize_t _feed_run(self, ByteRun run) noexcept
 
 

@@ -548,7 +548,7 @@ cdef class RequestFramer:
     def __cinit__(self):
         http_framer_init(&self.c, HTTP_REQUEST)
 
-    def feed(self, data):
+    cpdef Py_ssize_t feed(self, data) except -2:
         if isinstance(data, ByteRun):
             return self._feed_run(<ByteRun>data)
         return _feed_object(&self.c, NULL, data)

@@ -29,14 +29,13 @@ from gopher.upstreams.relay import IdentifiedCopy, RelayUpstream
 from gopher.upstreams.roster import Roster
 from gopher.upstreams.stream import MirroredStream
 from gopher.upstreams.tcp import TcpUpstream
-from gopher.upstreams.upstream import StreamCopy
+from gopher.upstreams.upstream import StreamCopy, decide
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from typing import Protocol
 
-    from gopher._pump import Connection
     from gopher.config import RelayConfig, UpstreamConfig
     from gopher.link import ProxyHeader
     from gopher.relay.channel import Channel
@@ -158,7 +157,7 @@ class Framed:
             if rules or config.couple_auto
         }
         self.scripts = Scripts(scripts, config.script_timeout_s, tell, self.turn) if scripts else None
-        self._copy_task = PumpTask(_copy_outcome)
+        self._copy_task = PumpTask(decide)
         limits = _limits(config)
         self._total = Budget(limits.total_memory_bytes)
         self._roster = Roster(config.upstreams[1:], addresses[1:], self._copy_upstream)
@@ -345,11 +344,5 @@ def _limits(config: RelayConfig) -> MirrorConfig:
     )
 
 
-def _no_decision(channel: Channel, outcome: int) -> None:
-    raise AssertionError(f"{channel} reported {outcome}")
-
-
-def _copy_outcome(connection: Connection, outcome: int) -> None:
-    copy = connection.owner
-    assert isinstance(copy, StreamCopy)
-    copy.upstream.outcome(connection, outcome)
+def _no_decision(decisions: list[tuple[Channel, int]]) -> None:
+    raise AssertionError(f"reported: {decisions}")

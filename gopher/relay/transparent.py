@@ -119,7 +119,7 @@ class Transparent:
         self._take_link = take_link
         self._tls = tls
         self.pump = TunnelPump()
-        self.task = ServingTask(self.pump, self._decide)
+        self.task = ServingTask(self.pump, self._decide_each)
         self._tunnels: set[Tunnel] = set()
         # Each has one time-out for all, so it is in the order of its deadlines.
         self._connecting: deque[tuple[float, Tunnel]] = deque()
@@ -209,6 +209,12 @@ class Transparent:
             self._addresses.append(self._addresses.pop(0))
 
     # -- decisions -------------------------------------------------------------------------------------------------
+
+    def _decide_each(self, decisions: list[tuple[Tunnel, int]]) -> None:
+        for tunnel, outcome in decisions:
+            # The end of one tunnel may have closed another that was reported with it.
+            if not tunnel.closed:
+                self._decide(tunnel, outcome)
 
     def _decide(self, tunnel: Tunnel, outcome: int) -> None:
         client = tunnel.owner

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gopher._pump import Outlet
 from gopher.errors import UpstreamError
 from gopher.upstreams.upstream import StreamCopy, Upstream
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
     from gopher.upstreams.tcp import Address
-    from gopher.upstreams.upstream import Outlet
 
 __all__ = ["DirectoryUpstream"]
 
@@ -86,22 +86,15 @@ class DirectoryUpstream(Upstream):
         """Files are closed as soon as their stream is over."""
 
 
-class FileOutlet:
+class FileOutlet(Outlet):
     """A file that gets the bytes of one stream. Writes block: a disk is not an upstream that may stall."""
 
-    __slots__ = ("_descriptor", "_ledger", "owner", "queued", "sent")
+    __slots__ = ("_descriptor", "_ledger", "owner")
 
     def __init__(self, descriptor: int, ledger: Ledger, owner: StreamCopy) -> None:
         self.owner = owner
-        self.sent = 0
-        self.queued = 0
         self._descriptor = descriptor
         self._ledger = ledger
-
-    @property
-    def closed(self) -> bool:
-        """Whether the file is closed."""
-        return self._descriptor < 0
 
     def write(self, data: bytes | ByteRun) -> int:
         """Append. Returns 0 or a negative errno, with what could not be written queued."""
@@ -124,9 +117,9 @@ class FileOutlet:
 
     def hang_up(self, hard: bool) -> None:
         """Close the file."""
-        if self._descriptor >= 0:
+        if not self.closed:
             os.close(self._descriptor)
-            self._descriptor = -1
+            self.closed = True
 
     def abandon(self, reason: str, unaccepted: int = 0) -> int:
         """Shed what is queued, and `unaccepted` bytes of what was written."""

@@ -14,13 +14,15 @@ cdef class MirroredStream:
     cdef readonly bint joined
     cdef readonly RequestFramer requests
     cdef readonly double place
+    cdef public bint open
     cdef str _joining
     cdef bint _shed
     cdef bytes _held
     cdef Budget _memory
 
-    @cython.locals(copy=StreamCopy)
+    @cython.locals(copy=StreamCopy, requests=RequestFramer)
     cpdef list write(self, data)
+    cdef Budget _budget(self, StreamCopy copy)
     cdef _join(self, bytes data, str reason)
     cdef _hold(self, bytes data)
     cdef _skip(self, str reason, Py_ssize_t length)

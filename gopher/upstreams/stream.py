@@ -28,7 +28,19 @@ HEAD_LIMIT_BYTES: Final = 65_536
 class MirroredStream:
     """The client's direction of one captured flow, on its way to all upstreams."""
 
-    __slots__ = ("_held", "_joining", "_memory", "_shed", "copies", "framed", "joined", "midway", "place", "requests")
+    __slots__ = (
+        "_held",
+        "_joining",
+        "_memory",
+        "_shed",
+        "copies",
+        "framed",
+        "joined",
+        "midway",
+        "open",
+        "place",
+        "requests",
+    )
 
     def __init__(self, copies: list[StreamCopy], *, midway: bool, place: float = 0.0) -> None:
         self.copies = copies
@@ -42,13 +54,18 @@ class MirroredStream:
         """Whether the connection was open before the capture."""
         self.joined = not midway
         """Whether any byte was passed on."""
-        self._memory: Budget = copies[0].upstream.ledger.total
+        self._memory: Budget = self._budget(copies[0])
         """Which what is held counts as: of all upstreams, whoever of them leaves."""
         self.requests = RequestFramer()
         self._joining = "joined" if midway else None
         """Why the next request line is being looked for; None while bytes pass."""
         self._held = b""
         """What may be the beginning of a request head."""
+        self.open = True
+        """The caller's."""
+
+    def _budget(self, copy: StreamCopy) -> Budget:
+        return copy.upstream.ledger.total
 
     @property
     def held_bytes(self) -> int:

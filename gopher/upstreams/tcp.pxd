@@ -2,7 +2,10 @@
 
 cimport cython
 
-from gopher._pump cimport Connection, Pump
+from libc.stdint cimport uint64_t
+
+from gopher._pump cimport Connection, Pump, Queue
+from gopher.http.framing cimport RequestFramer
 from gopher.upstreams.upstream cimport StreamCopy, Upstream
 
 
@@ -32,13 +35,14 @@ cdef class TcpUpstream(Upstream):
     cdef readonly Pump _pump
     cdef double _connect_timeout_s
     cdef double _linger_s
+    cdef int _port
     cdef int _preferred
     cdef int _unanswered
     cdef tuple _signs_of_life
-    cdef object _connecting
-    cdef object _lingering
+    cdef Queue _connecting
+    cdef Queue _lingering
 
-    cpdef Connection _open(self, StreamCopy copy, base, requests)
+    cpdef Connection _open(self, StreamCopy copy, uint64_t base, RequestFramer requests)
 
     @cython.locals(copy=StreamCopy, address=Address, oldest=Connection)
     cpdef int _dial(self, Connection connection, double now_s, bint write_follows=*) except? -1
@@ -52,4 +56,4 @@ cdef class TcpUpstream(Upstream):
     cdef _failed(self, str reason)
     cdef _notice_recovery(self)
     cdef _recovered(self)
-    cdef _retry(self, Connection connection, copy, int failure)
+    cdef _retry(self, Connection connection, StreamCopy copy, int failure)

@@ -10,22 +10,20 @@ import errno
 import socket
 import struct
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gopher._pump import FINISHED, PEER_CLOSED, Connection
+from gopher._pump import FINISHED, PEER_CLOSED, Connection, Queue
 from gopher.errors import ConfigError
 from gopher.upstreams.upstream import StreamCopy, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gopher._pump import Budget, Pump
+    from gopher._pump import Budget, Outlet, Pump
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
-    from gopher.upstreams.upstream import Outlet
 
 __all__ = ["Address", "Backoff", "TcpUpstream", "resolve"]
 
@@ -154,14 +152,15 @@ class TcpUpstream(Upstream):
         self.addresses = addresses
         self.backoff = Backoff()
         self._pump = pump
+        self._port = config.port
         self._connect_timeout_s = limits.connect_timeout_s
         self._linger_s = limits.linger_s
         self._preferred = 0
         self._unanswered = 0
         self._signs_of_life: tuple[int, int] = (0, 0)
         # Each has one time-out for all, so it is in the order of its deadlines.
-        self._connecting: deque[tuple[float, Connection]] = deque()
-        self._lingering: deque[tuple[float, Connection]] = deque()
+        self._connecting: Queue[Connection] = Queue()
+        self._lingering: Queue[Connection] = Queue()
 
     def connect(self, copy: StreamCopy, base: int, requests: RequestFramer) -> Outlet | str:
         """See `Upstream.connect`."""
@@ -188,15 +187,14 @@ class TcpUpstream(Upstream):
         while connection.attempts_left > 0:
             connection.attempts_left -= 1
             self.dials += 1
-            address = self.addresses[self._preferred].at(self.config.port or copy.port)
+            address = self.addresses[self._preferred]
+            address = address.at(self._port or copy.port)
             failure = connection.dial(address.family, address.sockaddr, write_follows)
             if failure == 0:
-                while self._connecting:
-                    oldest = self._connecting[0][1]
-                    if oldest.connecting:
-                        break
-                    self._connecting.popleft()
-                self._connecting.append((now_s + self._connect_timeout_s, connection))
+                connection.connect_by_s = now_s + self._connect_timeout_s
+                while (oldest := self._connecting.oldest()) is not None and not oldest.connecting:
+                    self._connecting.drop_oldest()
+                self._connecting.append(connection)
                 return 0
             self._preferred = (self._preferred + 1) % len(self.addresses)
         return failure
@@ -275,12 +273,10 @@ class TcpUpstream(Upstream):
         if outcome:
             self.outcome(connection, outcome)
         else:
-            while self._lingering:
-                oldest = self._lingering[0][1]
-                if not oldest.closed:
-                    break
-                self._lingering.popleft()
-            self._lingering.append((self.clock() + self._linger_s, connection))
+            connection.linger_until_s = self.clock() + self._linger_s
+            while (oldest := self._lingering.oldest()) is not None and oldest.closed:
+                self._lingering.drop_oldest()
+            self._lingering.append(connection)
 
     def reload(self, limits: MirrorConfig, addresses: list[Address]) -> None:
         """See `Upstream.reload`. Behind a connection with a longer time-out, one with a shorter waits for it."""
@@ -293,17 +289,19 @@ class TcpUpstream(Upstream):
 
     def tick(self, now_s: float) -> None:
         """See `Upstream.tick`."""
-        while self._connecting and self._connecting[0][0] <= now_s:
-            _, connection = self._connecting.popleft()
+        while (connection := self._connecting.oldest()) is not None and connection.connect_by_s <= now_s:
+            self._connecting.drop_oldest()
             if connection.connecting:
                 self.outcome(connection, -errno.ETIMEDOUT)
-        while self._lingering and self._lingering[0][0] <= now_s:
-            self._linger_over(self._lingering.popleft()[1], "linger")
+        while (connection := self._lingering.oldest()) is not None and connection.linger_until_s <= now_s:
+            self._lingering.drop_oldest()
+            self._linger_over(connection, "linger")
 
     def abort(self, reason: str) -> None:
         """See `Upstream.abort`."""
-        while self._lingering:
-            self._linger_over(self._lingering.popleft()[1], reason)
+        while (connection := self._lingering.oldest()) is not None:
+            self._lingering.drop_oldest()
+            self._linger_over(connection, reason)
 
     def _linger_over(self, connection: Connection, reason: str) -> None:
         copy = connection.owner

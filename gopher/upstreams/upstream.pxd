@@ -1,12 +1,19 @@
 # Makes extension types of the classes of upstream.py, which are touched for every run of bytes and every connection.
 
-from libc.stdint cimport int64_t
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
 
 from gopher._fastpath cimport Flow
-from gopher._pump cimport Ledger
+from gopher._pump cimport Connection, Ledger, Outlet
+from gopher.http.framing cimport RequestFramer
 
 
 cdef class StreamCopy
+
+
+@cython.locals(connection=Connection, outcome=int, copy=StreamCopy)
+cpdef decide(list decisions)
+
 
 cdef class Upstream:
     cdef readonly object config
@@ -26,9 +33,9 @@ cdef class Upstream:
 
     cpdef copy(self, Flow flow)
     cpdef str refusal(self)
-    cpdef connect(self, StreamCopy copy, base, requests)
-    cpdef outcome(self, connection, int outcome)
-    cpdef finish(self, connection, bint reset=*)
+    cpdef connect(self, StreamCopy copy, uint64_t base, RequestFramer requests)
+    cpdef outcome(self, Outlet connection, int outcome)
+    cpdef finish(self, Outlet connection, bint reset=*)
     cpdef settle(self, str shed_reason)
 
 
@@ -36,25 +43,25 @@ cdef class StreamCopy:
     cdef readonly Upstream upstream
     cdef readonly str name
     cdef readonly int port
-    cdef readonly object connection
+    cdef readonly Outlet connection
     cdef str _reason
     cdef bint _given_up
     cdef str _shed_first
     cdef int _parts
     cdef bint _ended
 
-    cpdef write(self, data, Py_ssize_t start, base, requests)
+    cpdef write(self, data, Py_ssize_t start, uint64_t base, RequestFramer requests)
     cpdef shed(self, str reason, int64_t length)
     cpdef note_shed(self, str reason)
     cpdef skip(self, str reason, int64_t length)
-    cdef _connect(self, base, requests)
+    cdef Outlet _connect(self, uint64_t base, RequestFramer requests)
     cpdef finish(self)
     cpdef reset(self)
     cpdef give_up(self, str reason)
-    cpdef cut(self, connection, str reason)
-    cpdef lost(self, connection, str reason)
-    cpdef done(self, connection, bint reset=*)
-    cpdef expire(self, connection, str reason)
-    cdef _sever(self, connection, str reason)
-    cdef _drop(self, connection, str reason, int64_t unaccepted)
+    cpdef cut(self, Outlet connection, str reason)
+    cpdef lost(self, Outlet connection, str reason)
+    cpdef done(self, Outlet connection, bint reset=*)
+    cpdef expire(self, Outlet connection, str reason)
+    cdef _sever(self, Outlet connection, str reason)
+    cdef _drop(self, Outlet connection, str reason, int64_t unaccepted)
     cdef _settle(self)

@@ -14,7 +14,7 @@ What it keeps true:
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from gopher._pump import LATENCY_BOUNDS_NS, OVER_CONNECTION, OVER_TOTAL, OVER_UPSTREAM, Ledger
 from gopher.observe.accounts import ConnectionAccount, LatencyAccount, LatencyBucket, UpstreamAccount
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gopher._fastpath import Flow
-    from gopher._pump import Budget
+    from gopher._pump import Budget, Connection, Outlet
     from gopher._runs import ByteRun
     from gopher.config import MirrorConfig, UpstreamConfig
     from gopher.http.framing import RequestFramer
     from gopher.upstreams.tcp import Address
 
-__all__ = ["Outlet", "StreamCopy", "Upstream"]
+__all__ = ["StreamCopy", "Upstream", "decide"]
 
 _OVER_REASONS: Final = {
     OVER_CONNECTION: "connection_memory",
@@ -41,32 +41,14 @@ _OVER_REASONS: Final = {
 _LATENCY_BOUNDS_S: Final = tuple(bound / 1e9 for bound in LATENCY_BOUNDS_NS)
 
 
-class Outlet(Protocol):
-    """What a `StreamCopy` writes to: a `gopher._pump.Connection`, or a file."""
-
-    @property
-    def sent(self) -> int:
-        """Bytes accepted so far."""
-
-    @property
-    def queued(self) -> int:
-        """Bytes that wait."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether it has been hung up, or never was open."""
-
-    def write(self, data: bytes | ByteRun) -> int:
-        """Send now or later. Returns 0, a bound that is exceeded (`OVER_…`), or a negative errno; see `Connection`."""
-
-    def unaccepted(self) -> int:
-        """Bytes among `sent` that the far side has not acknowledged."""
-
-    def hang_up(self, hard: bool) -> None:
-        """Close; `hard` discards what is on its way."""
-
-    def abandon(self, reason: str, unaccepted: int = 0) -> int:
-        """Shed what is queued and `unaccepted` of what was sent. Returns how many bytes that were."""
+def decide(decisions: list[tuple[Connection, int]]) -> None:
+    """Tell upstreams what a pump reports of their connections, which are those of a `StreamCopy`."""
+    for connection, outcome in decisions:
+        # Closing one connection may have closed another that was reported in the same batch.
+        if not connection.closed:
+            copy = connection.owner
+            assert isinstance(copy, StreamCopy)
+            copy.upstream.outcome(connection, outcome)
 
 
 class StreamCopy:

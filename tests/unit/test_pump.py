@@ -7,7 +7,8 @@ import select
 import socket
 import struct
 import time
-from itertools import pairwise
+from collections import deque
+from itertools import count, pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ from gopher._pump import (
     Connection,
     Ledger,
     Pump,
+    Queue,
 )
 from gopher.http.framing import RequestFramer
 from gopher.pump import PumpTask
@@ -206,9 +208,10 @@ def test_held_connection_that_is_hung_up_never_was(stage: Stage) -> None:
 def test_resting_task_is_served_in_passing_and_rests_on() -> None:
     decided = []
 
-    def decide(connection: Connection, outcome: int) -> None:
-        decided.append(outcome)
-        connection.hang_up(False)
+    def decide(decisions: list[tuple[Connection, int]]) -> None:
+        for connection, outcome in decisions:
+            decided.append(outcome)
+            connection.hang_up(False)
 
     task = PumpTask(decide, rest_s=0.05)
 
@@ -548,3 +551,17 @@ def test_latency_leaves_out_what_is_not_the_clients(stage: Stage) -> None:
 def test_latency_bounds_are_half_octaves() -> None:
     assert LATENCY_BOUNDS_NS[:3] == (16_384, 24_576, 32_768)
     assert all(low < high <= 1.5 * low for low, high in pairwise(LATENCY_BOUNDS_NS))
+
+
+def test_queue_keeps_its_order_while_it_shrinks_and_grows() -> None:
+    queue, wanted = Queue(), deque()
+    added = count()
+    for step in (300, -100, 10, -150, 40, -100, 5, -5, 200, -199, 1, -2):
+        for _ in range(step):
+            queue.append(number := next(added))
+            wanted.append(number)
+        for _ in range(-step):
+            assert queue.oldest() == wanted.popleft()
+            queue.drop_oldest()
+        assert queue.oldest() == (wanted[0] if wanted else None)
+    assert not wanted
