@@ -37,6 +37,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 LOOPBACK = "127.0.0.1"
 REQUEST_BYTES = 500
+LARGEST_GET_BYTES = 1000
 NOT_RUN = 3
 """Exit status of a benchmark that could not be run here."""
 
@@ -189,27 +190,30 @@ def free_ports(count: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
-def get_request(port: int, headers: dict[str, str] | None = None) -> bytes:
-    """A GET of exactly REQUEST_BYTES bytes."""
+def get_request(port: int, headers: dict[str, str] | None = None, size: int = REQUEST_BYTES) -> bytes:
+    """A GET of exactly `size` bytes."""
     head = f"GET / HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
-    return (head + padding_header(len(head)) + "\r\n\r\n").encode()
+    return (head + padding_header(len(head), size) + "\r\n\r\n").encode()
 
 
 def request_of(port: int, size: int, *, close: bool = False) -> bytes:
-    """A request of exactly `size` bytes: a GET of REQUEST_BYTES, or else a POST with a body."""
-    if size == REQUEST_BYTES:
-        return get_request(port, {"Connection": "close"} if close else None)
+    """A request of exactly `size` bytes: a GET, or from LARGEST_GET_BYTES on a POST with a body."""
+    if size <= LARGEST_GET_BYTES:
+        return get_request(port, {"Connection": "close"} if close else None, size)
     head = f"POST / HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n" + ("Connection: close\r\n" if close else "")
     digits = len(str(size))
     body = size - len(head) - len("Content-Length: \r\n\r\n") - digits
     return f"{head}Content-Length: {body:0{digits}}\r\n\r\n".encode() + bytes(body)
 
 
-def padding_header(length_so_far: int) -> str:
-    """The header that makes a request of `length_so_far` bytes REQUEST_BYTES long, with the four bytes that follow."""
+def padding_header(length_so_far: int, size: int = REQUEST_BYTES) -> str:
+    """The header that makes a request of `length_so_far` bytes `size` long, with the four bytes that follow."""
     name = "X-Padding: "
-    return name + "x" * (REQUEST_BYTES - length_so_far - len(name) - 4)
+    length = size - length_so_far - len(name) - 4
+    if length < 0:
+        raise ValueError(f"a request takes {size - length} bytes at least, not {size}")
+    return name + "x" * length
 
 
 class Process:

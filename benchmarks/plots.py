@@ -6,6 +6,7 @@ It computes nothing but medians: what is drawn is in the tables, with the lowest
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -77,6 +78,21 @@ def cpu(axes, result: dict) -> None:
     axes.set_title(f"{rate:,} requests/s" + (f"; not run: {', '.join(missing)}" if missing else ""), fontsize=8)
 
 
+def peers(axes, result: dict) -> None:
+    values = {}
+    for rate in sorted({each["rate"] for each in result["rounds"]}, key=lambda rate: rate or math.inf):
+        here = [each for each in result["rounds"] if each["rate"] == rate]
+        for side in (side for side in here[0] if side != "rate"):
+            lost = statistics.median(100 * each[side]["lost"] / each[side]["requests"] for each in here)
+            note = f" ({lost:.0f} % lost)" if lost >= 1 else ""
+            load = f"{rate:,}/s" if rate else "flat out"
+            values[f"{side}, {load}{note}"] = [each[side]["cpu_us"] for each in here]
+    _bars(axes, values, "µs of CPU for each request that arrived")
+    axes.set_xscale("log")
+    axes.set_xlim(1, 2 * axes.get_xlim()[1])
+    axes.set_title("mirrors that capture, each on the same core under the same load", fontsize=8)
+
+
 def waiting(axes, result: dict) -> None:
     rounds = [each["latency"] for each in result["rounds"]]
     _bars(axes, {side: [r[side]["p50_ms"] for r in rounds] for side in rounds[0]}, "ms that clients wait, median")
@@ -111,6 +127,7 @@ def connections(axes, result: dict) -> None:
 
 PLOTS = {
     "cpu": ("inline", cpu),
+    "peers": ("peers", peers),
     "waiting": ("inline", waiting),
     "loss": ("rates", loss),
     "connections": ("connections", connections),

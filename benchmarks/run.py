@@ -26,6 +26,7 @@ BENCHMARKS = {
     "framing": ["benchmarks.micro.framing"],
     "feed": ["benchmarks.micro.feed"],
     "capture": [CAPTURE],
+    "capture-100-bytes": [CAPTURE, "--bytes=100"],
     "capture-1000-per-s": [CAPTURE, "--rate=1000"],
     "capture-10000-per-s": [CAPTURE, "--rate=10000"],
     "capture-2-upstreams": [CAPTURE, "--rate=10000", "--upstreams=2"],

@@ -142,7 +142,7 @@ def start_load(options, bench: Bench, seconds: float, *, port: int | None = None
         return Load(command, bench.directory, "generator", request_for(options, port))
     head = f"GET / HTTP/1.1\r\nHost: {host.address}:{port}\r\n"
     wrk = (harness.require_program("wrk"), "-t1", f"-c{options.connections}", "-d1h")
-    command = (*wrk, "-H", harness.padding_header(len(head)), f"http://{host.address}:{port}/")
+    command = (*wrk, "-H", harness.padding_header(len(head), options.bytes), f"http://{host.address}:{port}/")
     return Load([str(word) for word in command], bench.directory, "wrk")
 
 

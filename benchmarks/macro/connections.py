@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = harness.arguments(__doc__, seconds=2)
     harness.add_gopher_option(parser)
     capture.add_workload_options(parser, rate=10_000)
-    parser.add_argument("--counts", type=int, nargs="+", default=[BASE, 1_000, 5_000, most()])
+    parser.add_argument("--counts", type=int, nargs="+", default=[10, BASE, 1_000, 5_000, most()])
     return harness.run("connections", measure, parser.parse_args(argv))
 
 

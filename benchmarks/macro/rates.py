@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = harness.arguments(__doc__, seconds=2)
     harness.add_gopher_option(parser)
     capture.add_workload_options(parser, rate=1)
-    parser.add_argument("--rates", type=int, nargs="+", default=[100, 1_000, 5_000, 20_000, 40_000])
+    parser.add_argument("--rates", type=int, nargs="+", default=[100, 1_000, 5_000, 20_000, 40_000, 80_000])
     parser.set_defaults(mode="open")
     return harness.run("rates", measure, parser.parse_args(argv))
 

@@ -53,9 +53,10 @@ def check(done, *, upstreams=1, size=REQUEST_BYTES, greetings=0):
     [
         (("--rate=2000", "--upstreams=2"), 2, REQUEST_BYTES),
         (("--rate=500", "--mode=once"), 1, REQUEST_BYTES),
+        (("--rate=2000", "--bytes=100"), 1, 100),
         (("--rate=20", "--bytes=1048576", "--connections=4", "--cold"), 1, 1 << 20),
     ],
-    ids=["two-upstreams", "once", "upload"],
+    ids=["two-upstreams", "once", "small", "upload"],
 )
 def test_capture(host, tmp_path, options, upstreams, size):
     [done] = rounds_of(host, tmp_path, "capture", "--seconds=0.2", *options)
