@@ -17,6 +17,8 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,6 +124,15 @@ class Load(harness.Process):
         if stdin is not None:
             self.wait_for("ready", 60)
 
+    def wait_warm(self) -> None:
+        """Wait until a paced load has stopped itself after its warm-up."""
+        # WNOWAIT: if it ended instead, whoever asks for its exit status is to find it.
+        if os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code != os.CLD_STOPPED:
+            raise RuntimeError(f"the load generator failed: {self.log.read_text()}")
+
+    def go_on(self) -> None:
+        self.popen.send_signal(signal.SIGCONT)
+
     def wait(self) -> dict:
         """Wait for the end of a paced load; returns what it says. Its connections stay open."""
         while not (said := self._output.read_text()).endswith("\n"):
@@ -131,14 +142,19 @@ class Load(harness.Process):
         return json.loads(said)
 
 
-def start_load(options, bench: Bench, seconds: float, *, port: int | None = None) -> Load:
+def start_load(
+    options, bench: Bench, seconds: float, *, port: int | None = None, warm_up_s: float | None = None
+) -> Load:
     """wrk flat out until it is stopped; or, at a given rate, evenly spaced requests for `seconds`.
 
-    They go to production, or to `port`.
+    They go to production, or to `port`. With `warm_up_s` a paced load does so for that long before, and then waits for
+    `Load.go_on`.
     """
     host, port = bench.production.host, port or bench.production.port
     if options.rate:
         command = [*floor_command(options, bench.floor, host, port, 1, round(1e9 / options.rate), seconds), "hold"]
+        if warm_up_s is not None:
+            command.append(str(warm_up_s))
         return Load(command, bench.directory, "generator", request_for(options, port))
     head = f"GET / HTTP/1.1\r\nHost: {host.address}:{port}\r\n"
     wrk = (harness.require_program("wrk"), "-t1", f"-c{options.connections}", "-d1h")
@@ -150,18 +166,24 @@ def gopher_round(options, bench: Bench) -> dict:
     production, sink = bench.production, bench.sink
     served_before, arrived_before = production.requests(), sink.requests()
     with bench.gopher(options) as gopher:
-        with start_load(options, bench, WARM_UP_S + options.seconds) as load:
-            time.sleep(WARM_UP_S)
+        with start_load(options, bench, options.seconds, warm_up_s=WARM_UP_S) as load:
+            if options.rate:
+                load.wait_warm()
+                # Its last requests are not to be part of what comes now.
+                harness.wait_until_settled(sink.requests, 0.1)
+            else:
+                time.sleep(WARM_UP_S)
             served_warm, began = production.requests(), time.monotonic()
             gopher_warm, sink_warm, core_warm = gopher.cpu_s(), sink.cpu_s(), harness.core_busy_s(harness.SHADOW_CORE)
             if options.rate:
+                load.go_on()
                 said = load.wait()
                 generated = said["requests"]
             else:
                 time.sleep(options.seconds)
                 load.freeze()
                 generated = None
-            elapsed = time.monotonic() - began if generated is None else said["elapsed_s"] - WARM_UP_S
+            elapsed = time.monotonic() - began if generated is None else said["elapsed_s"]
             core_s = harness.core_busy_s(harness.SHADOW_CORE) - core_warm
             ours_s = sum(gopher.cpu_s()) - sum(gopher_warm) + sum(sink.cpu_s()) - sum(sink_warm)
             served = harness.wait_until_settled(production.requests, 0.1)

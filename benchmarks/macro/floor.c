@@ -5,7 +5,7 @@
  * (0: never sleep). burst = connections and interval 0 is the floor at saturation; burst = 1 and an interval of 1/rate
  * is an evenly paced load generator.
  *
- *     floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE [hold|cold]]] < request
+ *     floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE [hold|cold [WARM_UP_S]]]] < request
  *
  * MODE: keep (the default) as above; once: a connection for each request, until the server closes it; open: an open-loop
  * generator, which sends by the clock and never waits for an answer (those that have come are taken off first).
@@ -13,13 +13,16 @@
  * hold: keeps its connections until it is killed, so that nobody's cost of closing them is measured.
  * cold: sends copies of the request from all over COLD_BYTES of memory, one after the other, so that the bytes come from
  * memory, as a mirror's do, and not from the processor's cache.
+ * WARM_UP_S: does the same for so long before, then stops itself (SIGSTOP) until it is told to continue (SIGCONT), so that
+ * whoever measures has looked at all counters before SECONDS begin, however long that takes.
  *
- * Says "ready" on standard error when its connections are up, and prints one line of JSON: requests, elapsed_s, user_s,
- * system_s, late (bursts that began after their time). Only the loop is measured. An answer must fit one recv() buffer
+ * Says "ready" on standard error when its connections are up, and prints one line of JSON: requests (those of the warm-up,
+ * too), elapsed_s, user_s, system_s, late (bursts that began after their time). Only the loop is measured. An answer must fit one recv() buffer
  * and arrive as one segment, which holds for the small answers the benchmark's servers give.
  */
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,12 +82,14 @@ static void take(int fd)
 
 int main(int argc, char **argv)
 {
-    if (argc < 7 || argc > 10) {
-        fprintf(stderr, "usage: floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE [hold|cold]]] < request\n");
+    if (argc < 7 || argc > 11) {
+        fprintf(stderr, "usage: floor ADDRESS PORT CONNECTIONS BURST INTERVAL_NS SECONDS [MODE [ACTIVE [hold|cold [WARM_UP_S]]]]"
+                        " < request\n");
         return 2;
     }
     int connections = atoi(argv[3]), burst = atoi(argv[4]);
     long long interval = atoll(argv[5]), duration = (long long)(atof(argv[6]) * 1e9);
+    long long warm_up = argc > 10 ? (long long)(atof(argv[10]) * 1e9) : 0;
     const char *mode = argc > 7 ? argv[7] : "keep";
     int once = strcmp(mode, "once") == 0, open_loop = strcmp(mode, "open") == 0;
     int active = argc > 8 ? atoi(argv[8]) : connections;
@@ -128,7 +133,13 @@ int main(int argc, char **argv)
     int first = 0;
     getrusage(RUSAGE_SELF, &before);
     long long start = now_ns(), due = start, now = start;
-    while (now - start < duration) {
+    while (warm_up || now - start < duration) {
+        if (warm_up && now - start >= warm_up) {
+            raise(SIGSTOP);
+            warm_up = 0;
+            getrusage(RUSAGE_SELF, &before);
+            start = due = now = now_ns();
+        }
         for (int i = 0, c = first; i < burst; i++, c = c + 1 == active ? 0 : c + 1) {
             if (once)
                 sockets[c] = dial();
