@@ -5,7 +5,7 @@ import re
 import pytest
 
 import gopher as gopher_api
-from tests.support.accounts import assert_all_delivered, only_upstream
+from tests.support.accounts import assert_all_delivered
 from tests.support.clients import exchange, get, noise, post
 from tests.support.command import GopherProcess
 from tests.support.packets import Conversation, pcap_file, pcapng_file
@@ -80,46 +80,6 @@ def test_truncated_file_is_mirrored_up_to_its_last_whole_packet(tmp_path, shadow
     assert "truncated" in warning or "cut" in warning or "middle of a packet" in warning
     shadow.wait_ended(1)
     assert shadow.streams == [get(1) + get(2)]
-
-
-@pytest.mark.parametrize("lost_segment", [0, 3, 6], ids=["head", "middle", "end"])
-def test_missing_packet_resets_and_rejoins_at_the_next_request(tmp_path, shadow, lost_segment):
-    """At the original speed, so that what comes before the gap has been sent when the gap is found."""
-    damaged = post(2, noise(10_000))
-    talk = conversation(40000, get(1))
-    talk.now_ns += 300_000_000
-    first = len(talk.packets)
-    for at in range(0, len(damaged), 1448):
-        talk.data(damaged[at : at + 1448])
-    assert len(talk.packets) == first + 7
-    talk.now_ns += 300_000_000
-    talk.data(get(3)).data(get(4)).close()
-    del talk.packets[first + lost_segment]
-    path = tmp_path / "holed.pcap"
-    path.write_bytes(pcap_file(talk.packets))
-    with GopherProcess(*read_argv(path, shadow)) as gopher:
-        gopher.wait()
-    shadow.wait_ended(2)
-    assert [(bytes(each.received), each.ended) for each in shadow.connections] == [
-        (get(1) + damaged[: lost_segment * 1448], "rst"),
-        (get(3) + get(4), "fin"),
-    ]
-    assert gopher.report["gaps"]["count"] == 1
-    assert set(only_upstream(gopher.report)["shed"]) <= {"gap"}
-
-
-def test_gap_in_a_protocol_without_requests_ends_its_mirroring(tmp_path, shadow):
-    talk = Conversation().handshake().data(b"\x16\x03\x01 first ")
-    talk.now_ns += 300_000_000
-    talk.data(b"lost").data(b"GET / is no request here").data(get(1)).close()
-    del talk.packets[4]
-    path = tmp_path / "holed.pcap"
-    path.write_bytes(pcap_file(talk.packets))
-    with GopherProcess(*read_argv(path, shadow)) as gopher:
-        gopher.wait()
-    shadow.wait_ended(1)
-    assert [(bytes(each.received), each.ended) for each in shadow.connections] == [(b"\x16\x03\x01 first ", "rst")]
-    assert set(only_upstream(gopher.report)["shed"]) == {"gap"}
 
 
 def test_connection_without_its_beginning_is_joined(tmp_path, shadow):

@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -26,7 +24,8 @@ from gopher.link import decode_header
 from tests.support.accounts import assert_all_delivered, only_upstream
 from tests.support.clients import curl, exchange, get, noise, post
 from tests.support.command import GopherProcess, assert_clean, run_gopher
-from tests.support.packets import Conversation, ethernet, ipv4, ipv4_fragments, pcap_file, tcp, udp
+from tests.support.netns import inject
+from tests.support.packets import Conversation, broadcast, ethernet, ipv4, ipv4_fragments, pcap_file, tcp, udp
 from tests.support.rights import REACHABLE, no_rights, rights
 from tests.support.servers import RecordingSink, assert_mirrored
 
@@ -139,15 +138,6 @@ def test_flows_of_a_device_are_shared(network, client, server):
     assert gopher.report["bytes"]["responses"] == sum(each.sent_bytes for each in production.connections)
 
 
-def inject(network, packets):
-    """Put frames on the wire between the client and production."""
-    send = "import socket,sys,json; s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW); s.bind(('net0',0)); "
-    send += "[s.send(bytes.fromhex(frame)) for frame in json.load(sys.stdin)]"
-    argv = network.client.command(sys.executable, "-c", send)
-    frames = [packet.hex() for _, packet in packets]
-    subprocess.run(argv, input=json.dumps(frames), text=True, check=True, timeout=WAIT_S)
-
-
 def fragmented(number):
     """One connection whose second request comes in fragments, and its bytes."""
     talk = Conversation(client=("10.77.1.1", 20_000 + number), server=("10.77.1.2", 80), wrap=broadcast)
@@ -160,17 +150,13 @@ def fragmented(number):
     return talk.data(get(number + 1000)).close(), get(number) + whole + get(number + 1000)
 
 
-def broadcast(packet):
-    return b"\xff" * 6 + ethernet(packet)[6:]
-
-
 def test_fragments_come_to_the_worker_of_their_flow(network):
     talks = [fragmented(number) for number in range(40)]
     with (
         RecordingSink(("10.77.2.2", 3280), namespace=network.shadow) as shadow,
         GopherProcess(*TWO, "-i", "net0", "-u", "10.77.2.2:3280", namespace=network.production) as gopher,
     ):
-        inject(network, [packet for talk, _ in talks for packet in talk.packets])
+        inject(network.client, "net0", [packet for talk, _ in talks for _, packet in talk.packets])
         shadow.wait_ended(40)
         assert shadow.streams == sorted(stream for _, stream in talks)
     assert_all_delivered(gopher.report)
@@ -197,7 +183,7 @@ def test_directions_of_a_flow_in_a_tunnel_meet(network):
             *TWO, "-i", "net0", "--decap", "--responses", "-u", "10.77.2.2:3280", namespace=network.production
         ) as gopher,
     ):
-        inject(network, packets)
+        inject(network.client, "net0", [packet for _, packet in packets])
         shadow.wait_ended(40)
         assert shadow.streams == sorted(get(number) for number in range(40))
     assert_all_delivered(gopher.report)
@@ -272,6 +258,9 @@ def test_what_a_killed_worker_had_pending_is_shed(host, production):
 
         exchange(client, post(1, noise(size)))
         wait_until(lambda: account()["captured_bytes"] > size, "the upload")
+        # Stopped first: nothing is sent any more between what is looked at here and their end.
+        for worker in gopher.workers():
+            os.kill(worker, signal.SIGSTOP)
         before = account()
         assert before["pending_bytes"] > 0
         for worker in gopher.workers():
@@ -406,6 +395,14 @@ def test_worker_that_dies_reading_a_file_is_not_replaced(tmp_path):
     assert report["workers"]["died"] == 2
 
 
+def kept(place, number):
+    """The requests in a file of --write."""
+    # Of a connection that began while there was no successor perhaps only the end was kept.
+    return sorted(
+        stream.request for stream in read_streams(place / f"kept.{number}.pcap", ports=[80]) if stream.request
+    )
+
+
 def test_workers_keep_what_they_captured_and_their_successors_keep_it_too(host, production, shadow, tmp_path):
     with GopherProcess(
         *TWO, "-i", "lo", "--responses", "--write", f"{tmp_path}/kept.pcap", "-u", shadow.name, namespace=host
@@ -415,18 +412,14 @@ def test_workers_keep_what_they_captured_and_their_successors_keep_it_too(host, 
         shadow.wait_ended(40)
         first, _ = gopher.workers()
         before = shared(gopher)
+        # Packets are kept when the turn that mirrored them is over.
+        wait_until(lambda: sum(len(kept(tmp_path, number)) for number in range(2)) == 40, "all that was captured")
         os.kill(first, signal.SIGKILL)
         gopher.wait_stderr(lambda line: "died (SIGKILL)" in line)
         wait_until(lambda: client_of(host, 99) and shared(gopher)[0] > before[0], "connections of its successor")
         wait_until(lambda: all(each.ended for each in shadow.connections), "ended connections")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.0.pcap", "kept.1.pcap", "kept.2.pcap"]
-    dead, other, successor = (
-        # Of a connection that began while there was no successor perhaps only the end was kept.
-        sorted(
-            stream.request for stream in read_streams(tmp_path / f"kept.{number}.pcap", ports=[80]) if stream.request
-        )
-        for number in range(3)
-    )
+    dead, other, successor = (kept(tmp_path, number) for number in range(3))
     assert min(len(dead), len(other), len(successor)) > 0
     assert len(dead) == before[0]
     # What came while there was no successor is missing from the files and from the shadow.

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,6 +101,16 @@ class Namespace:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def inject(namespace: Namespace, device: str, frames: Iterable[bytes]) -> None:
+    """Put frames on the wire, as they are."""
+    send = (
+        "import json, socket, sys; sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW);"
+        " sock.bind((sys.argv[1], 0)); [sock.send(bytes.fromhex(frame)) for frame in json.load(sys.stdin)]"
+    )
+    argv = namespace.command(sys.executable, "-c", send, device)
+    subprocess.run(argv, input=json.dumps([frame.hex() for frame in frames]), text=True, check=True)
 
 
 def join(left: Namespace, left_device: str, right: Namespace, right_device: str, subnet: int) -> None:

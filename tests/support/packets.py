@@ -192,6 +192,11 @@ def ethernet(packet: bytes, *, vlans: Sequence[int] = (), ethertype: int | None 
     return frame + b"\xee" * (minimum - len(frame))
 
 
+def broadcast(packet: bytes) -> bytes:
+    """A frame that every host takes in and none answers: it is not for its own address."""
+    return b"\xff" * 6 + ethernet(packet)[6:]
+
+
 def linux_cooked(packet: bytes) -> bytes:
     """Linux cooked capture v1 (LINKTYPE_LINUX_SLL)."""
     return struct.pack("!HHH8sH", 0, 1, 6, b"\x02\0\0\0\0\1", ethertype_of(packet)) + packet
