@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import trio
+import trio.testing
 
 from gopher.errors import ConfigError
 from gopher.http.messages import parse_request_head
@@ -12,6 +13,8 @@ from gopher.relay.hooks import THREADS, Lane, Scripts, Slot, load_scripts
 
 HEAD = b"GET /a HTTP/1.1\r\nHost: shop\r\n\r\n"
 LONG_S = 60
+# For tests that set the clock by hand.
+LIMIT_S = 5
 
 
 def write(tmp_path, text, name="script.py"):
@@ -39,13 +42,14 @@ class Stage:
         self.told = []
         self.scripts = Scripts(scripts, timeout_s, self.told.append, lambda call: call())
 
-    async def play(self, *calls):
-        """Make these calls, of one connection each; returns when all have returned."""
+    async def play(self, *calls, meanwhile=trio.lowlevel.checkpoint):
+        """Make these calls, of one connection each; returns when all have returned, and `meanwhile` before them."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.scripts.run)
             for name, target in calls:
                 Lane(self.scripts).call(name, target)
             with trio.fail_after(30):
+                await meanwhile()
                 await self.scripts.wait_idle()
             nursery.cancel_scope.cancel()
 
@@ -58,6 +62,16 @@ def play(scripts, *calls, timeout_s=LONG_S):
     stage = Stage(scripts, timeout_s)
     trio.run(stage.play, *calls)
     return stage
+
+
+def time_is_over(clock, entered):
+    """For `Stage.play`: once `entered`, an event of threads, is set, however long that takes."""
+
+    async def meanwhile():
+        assert await trio.to_thread.run_sync(entered.wait, 30)
+        clock.jump(2 * LIMIT_S)
+
+    return meanwhile
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
@@ -219,11 +233,11 @@ def test_plain_function_is_left_alone_when_its_time_is_over(tmp_path):
     [script] = load(
         tmp_path,
         "import threading\n"
-        "go_on, over = threading.Event(), threading.Event()\n"
+        "entered, go_on, over = threading.Event(), threading.Event(), threading.Event()\n"
         "problems = []\n"
         "def request(exchange):\n"
         "    exchange.request.target = '/late'\n"
-        "    go_on.wait()\n"
+        "    entered.set() or go_on.wait()\n"
         "    try:\n"
         "        exchange.request.target = '/later'\n"
         "    except Exception as problem:\n"
@@ -234,12 +248,17 @@ def test_plain_function_is_left_alone_when_its_time_is_over(tmp_path):
     )
     state = script.functions["request"].call.__globals__
     slot = a_slot()
-    stage = play([script], ("request", slot), timeout_s=0.05)
+    stage, clock = Stage([script], LIMIT_S), trio.testing.MockClock()
+
+    async def main():
+        await stage.play(("request", slot), meanwhile=time_is_over(clock, state["entered"]))
+
+    trio.run(main, clock=clock)
     assert slot.exchange.request.target == "/a"
     assert stage.counts == [{"calls": 1, "timed_out": 1}]
     # Where it was, in or below `wait`.
     assert stage.told == [
-        f"script {script.path}:6: request() took more than 0.05 s; the exchange goes on without it (told once)"
+        f"script {script.path}:6: request() took more than 5 s; the exchange goes on without it (told once)"
     ]
     state["go_on"].set()
     assert state["over"].wait(30)
@@ -266,21 +285,28 @@ def test_when_all_threads_are_lost_plain_functions_are_not_called(tmp_path):
     [script] = load(
         tmp_path,
         "import threading\n"
-        "go_on = threading.Event()\n"
+        "all_entered, go_on = threading.Event(), threading.Event()\n"
         "entered = []\n"
         "def request(exchange):\n"
         "    entered.append(1)\n"
+        f"    if len(entered) == {THREADS}:\n"
+        "        all_entered.set()\n"
         "    go_on.wait()\n"
         "def connected(connection):\n"
         "    entered.append(2)\n",
     )
     state = script.functions["request"].call.__globals__
+    clock = trio.testing.MockClock()
+
+    async def when_it_waits():
+        await trio.testing.wait_all_tasks_blocked()
+        clock.jump(2 * LIMIT_S)
 
     async def main():
-        stage = Stage([script], 0.3)
-        await stage.play(*[("request", a_slot())] * THREADS)
+        stage = Stage([script], LIMIT_S)
+        await stage.play(*[("request", a_slot())] * THREADS, meanwhile=time_is_over(clock, state["all_entered"]))
         assert stage.counts == [{"calls": THREADS, "timed_out": THREADS}]
-        await stage.play(("connected", a_connection()))
+        await stage.play(("connected", a_connection()), meanwhile=when_it_waits)
         assert state["entered"] == [1] * THREADS
         assert stage.counts == [{"calls": THREADS + 1, "timed_out": THREADS + 1}]
         state["go_on"].set()
@@ -288,7 +314,7 @@ def test_when_all_threads_are_lost_plain_functions_are_not_called(tmp_path):
             while 2 not in state["entered"]:
                 await stage.play(("connected", a_connection()))
 
-    trio.run(main)
+    trio.run(main, clock=clock)
 
 
 def test_function_that_forgot_async_is_told(tmp_path):
@@ -358,13 +384,15 @@ async def with_body(script, body_is, timeout_s=LONG_S):
 @pytest.mark.parametrize("kind", READ)
 def test_body_is_read_on_demand_and_not_on_the_functions_time(tmp_path, kind):
     async def comes(body):
-        await trio.sleep(0.4)
+        clock.jump(2 * LIMIT_S)
+        await trio.lowlevel.checkpoint()
         body.add(b"hel")
         body.add(b"lo")
         body.end()
 
     [script] = load(tmp_path, READ[kind])
-    stage, request = trio.run(with_body, script, comes, 0.3)
+    clock = trio.testing.MockClock()
+    stage, request = trio.run(with_body, script, comes, LIMIT_S, clock=clock)
     assert stage.told == []
     assert request.to_bytes() == HEAD[:-2] + b"Content-Length: 5\r\n\r\nHELLO"
 
