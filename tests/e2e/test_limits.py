@@ -38,7 +38,7 @@ def assert_whole(sink, requests):
 
 def test_connections_beyond_the_rate_are_shed_whole(host, production, shadow):
     requests = [get(number) for number in range(60)]
-    with GopherProcess(*CAPTURE, "--max-connection-rate", "10", "-u", shadow.name, namespace=host) as gopher:
+    with GopherProcess(*CAPTURE, "--max-connection-rate", "2", "-u", shadow.name, namespace=host) as gopher:
         began = time.monotonic()
         for request in requests:
             with host.connect(PRODUCTION) as client:
@@ -46,16 +46,18 @@ def test_connections_beyond_the_rate_are_shed_whole(host, production, shadow):
                 exchange(client, request)
         took_s = time.monotonic() - began
     account = only_upstream(gopher.report)
-    assert 10 <= account["dials"] <= 10 + 10 * (took_s + 1)
+    assert 2 <= account["dials"] <= 2 + 2 * (took_s + 1)
     assert set(account["shed"]) == {"max_rate"}
     assert account["connections"]["delivered"] == account["dials"]
     assert account["connections"]["shed_by_reason"] == {"max_rate": 60 - account["dials"]}
+    shadow.wait_ended(account["dials"])
     assert all(bytes(each.received) == 2 * requests[int(each.received.split()[1][1:])] for each in shadow.connections)
 
 
 def test_bytes_beyond_the_rate_are_shed_with_their_connection(host, production, shadow):
     """Of connections that last: what is over is reset as a whole, and the rest goes on."""
-    rate = 200_000
+    # Twice as much is sent as is let pass in nine seconds, and one connection alone stays below it.
+    rate = 100_000
     requests = [post(number, noise(10_000, number)) for number in range(10)]
     with (
         GopherProcess(*CAPTURE, "--max-rate", str(rate), "-u", shadow.name, namespace=host) as gopher,
@@ -67,13 +69,12 @@ def test_bytes_beyond_the_rate_are_shed_with_their_connection(host, production, 
             for client, request in zip(clients, requests, strict=True):
                 exchange(client, request)
             time.sleep(0.1)
-        took_s = time.monotonic() - began
-        with host.connect(PRODUCTION) as late:
-            exchange(late, get(1))
-        # Two seconds' worth at once, and one write of up to a turn; here it is one request.
         received = sum(len(each.received) for each in shadow.connections)
+        took_s = time.monotonic() - began
+        # Two seconds' worth at once, and one write of up to a turn; here it is one request.
         assert received <= rate * (took_s + 1) + 2 * rate + 20_000
-        assert_whole(shadow, requests)
+    shadow.wait_ended(10)
+    assert_whole(shadow, requests)
     account = only_upstream(gopher.report)
     assert set(account["shed"]) == {"max_rate"}
     # A connection that was not cut has lost nothing.
@@ -85,9 +86,9 @@ def test_bytes_beyond_the_rate_are_shed_with_their_connection(host, production, 
 
 # -- CPU ---------------------------------------------------------------------------------------------------------------
 
-CPU_LIMIT = 0.1
+CPU_LIMIT = 0.05
 # A client program of its own, so that it and the servers do not share an interpreter: connections of three requests
-# each from 200 addresses, at a pace that costs gopher twice its limit, for a time.
+# each from 200 addresses, at a pace that costs gopher twice its limit, and that busy machines reach too, for a time.
 CLIENT = """
 import socket, sys, time
 first, seconds, pace = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
@@ -136,7 +137,7 @@ def test_cpu_limit_is_kept_by_shedding_connections_and_let_go_of_afterwards(host
         Nginx(tmp_path, [PRODUCTION, SHADOW], namespace=host) as nginx,
         GopherProcess(*CAPTURE, "--cpu-limit", f"{CPU_LIMIT:.0%}", "-u", "127.0.0.2:3280", namespace=host) as gopher,
     ):
-        with load(host, seconds=7, pace=4000) as busy:
+        with load(host, seconds=7, pace=2000) as busy:
             time.sleep(4)
             before_s = gopher.cpu_s()
             time.sleep(2)
