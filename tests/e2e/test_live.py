@@ -30,6 +30,16 @@ def shows(*texts):
     return lambda lines: all(text in " ".join(" ".join(lines).split()) for text in texts)
 
 
+def has(pattern):
+    """Whether the screen has this, wherever lines break; {f} is a figure."""
+    compiled = re.compile(pattern.replace("{f}", FIGURE))
+    return lambda lines: compiled.search(" ".join(" ".join(lines).split()))
+
+
+def all_of(*conditions):
+    return lambda lines: all(condition(lines) for condition in conditions)
+
+
 def assert_left_clean(terminal):
     """The cursor is there, no colour is left on, and nothing of the view: only what was said, to its last line."""
     assert not terminal.screen.cursor.hidden
@@ -46,18 +56,27 @@ def test_live_view_shows_rates_and_upstreams_and_leaves_the_terminal_clean(host,
             shows("capturing on lo, tcp port 80" if columns > 40 else "capturing on lo", "packets"), "the view"
         )
         requests(host, 50)
-        lines = terminal.wait(shows("refused 2", "ok"), "the requests")
+        sent = sum(len(get(number)) for number in range(50))
+        # When the last of them is in it, and the view is drawn to its end.
+        lines = terminal.wait(
+            all_of(
+                shows(f"refused {sent / 1000:.1f} kB"),
+                has(r"packets {f}, 0 dropped by the kernel"),
+                has(r"clients {f}, {f} connections/s, 0 open"),
+                has(rf"{re.escape(shadow.name)}\S* +ok\b"),
+            ),
+            "the requests",
+        )
         # Nothing wraps, and no figure stands at an edge cut in two: the last column stays free.
         assert max(map(len, lines)) < columns or columns == 40
-        text = " ".join(" ".join(lines).split())
-        for figure in (r"packets {f}, 0 dropped by the kernel", r"clients {f}, {f} connections/s, 0 open"):
-            assert re.search(figure.replace("{f}", FIGURE), text), text
-        sent = sum(len(get(number)) for number in range(50))
-        assert f"refused {sent / 1000:.1f} kB" in text
-        [row] = [line for line in lines if line.startswith(shadow.name)]
-        assert re.search(r"\bok\b", row)
         if columns >= 80:
-            assert re.fullmatch(rf"\S+ +ok +{FIGURE} +0 B +0 B +{FIGURE} +{FIGURE}", row), row
+            terminal.wait(
+                lambda lines: any(
+                    re.fullmatch(rf"{re.escape(shadow.name)} +ok +{FIGURE} +0 B +0 B +{FIGURE} +{FIGURE}", line)
+                    for line in lines
+                ),
+                "the upstream's row",
+            )
         assert terminal.screen.cursor.hidden
         assert terminal.stop() == 0
         assert_left_clean(terminal)
@@ -74,9 +93,14 @@ def test_live_view_of_a_relay(host, production):
         for number in range(30):
             with host.connect(("127.0.0.1", 3280)) as client:
                 exchange(client, get(number))
-        lines = terminal.wait(lambda lines: re.search(r"clients +[1-9]", "\n".join(lines)), "the connections")
-        assert any(re.match(rf"bytes +{FIGURE} from downstream, {FIGURE} from upstream", line) for line in lines)
-        assert any(re.match(r"to +127\.0\.0\.1:80", line) for line in lines)
+        terminal.wait(
+            all_of(
+                has(r"clients [1-9]"),
+                has(r"bytes {f} from downstream, {f} from upstream"),
+                has(r"to 127\.0\.0\.1:80"),
+            ),
+            "the connections",
+        )
         assert terminal.stop() == 0
         assert not terminal.screen.cursor.hidden
         assert any("30 accepted: 30 finished" in line for line in terminal.history)
@@ -86,12 +110,15 @@ def test_window_that_is_made_narrower_shows_one_view_that_fits(host, production,
     with Terminal(gopher_argv(*CAPTURE, "-u", shadow.name, namespace=host), columns=120) as terminal:
         terminal.wait(shows("packets"), "the view")
         terminal.resize(50, 20)
-        terminal.read_for(1.5)
-        text = "\n".join(terminal.lines)
-        assert text.count("packets") == 1, text
-        assert max(map(len, terminal.lines)) < 50
         # One upstream is three lines now.
-        assert re.search(r"\d+ B/s delivered", text)
+        terminal.wait(
+            lambda lines: (
+                has(r"\d+ B/s delivered")(lines)
+                and "\n".join(lines).count("packets") == 1
+                and max(map(len, lines)) < 50
+            ),
+            "one view that fits",
+        )
         assert terminal.stop() == 0
         assert_left_clean(terminal)
 

@@ -111,6 +111,7 @@ def test_2000_short_connections_all_arrive(host, tmp_path):
         urls = [f"http://127.0.0.1/short/{number}" for number in range(2000)]
         curl("--header", "Connection: close", *urls, namespace=host)
         shadow.wait_requests(2000)
+        production.wait_requests(2000)
         assert shadow.requests() == production.requests()
     assert_all_delivered(gopher.report)
     assert gopher.report["connections"]["seen"] == 2000
@@ -296,12 +297,14 @@ def test_sample_takes_a_client_as_a_whole(host):
             exchange(client, get(0))
         for sink in (shadow, other_shadow):
             sink.wait(lambda sink=sink: get(0) in sink.streams, "the last client")
+        connections = gopher.stop()["connections"]
+        for sink in (shadow, other_shadow):
+            sink.wait_ended(connections["mirrored"])
     by_source = Counter(re.match(rb"GET /(\S+)", stream).group(1).decode() for stream in shadow.streams)
     del by_source["0"]
     assert set(by_source.values()) == {2}
     assert 0 < len(by_source) < 40
     assert other_shadow.streams == shadow.streams
-    connections = gopher.report["connections"]
     assert connections["seen"] == 81
     assert connections["mirrored"] == 2 * len(by_source) + 1
     assert_all_delivered(gopher.report)

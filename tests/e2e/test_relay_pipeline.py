@@ -410,7 +410,7 @@ def test_nginx_gets_pipelined_requests(tmp_path):
                 for body in bodies:
                     assert read_answer(stream) == (200, body)
                 sender.join()
-        assert len(nginx.requests()) == 120
+        nginx.wait_requests(120)
     assert relay.report["failed"] == {}
 
 

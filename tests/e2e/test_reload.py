@@ -115,8 +115,8 @@ def test_upstreams_come_and_go_under_traffic(host, tmp_path, workers):
             exchange(between, get(3))
         production.wait_ended(1)
         stays.wait_ended(len(production.connections))
-        comes.wait_ended(5)
         report = gopher.stop()
+        comes.wait_ended(upstream(report, comes.host)["connections"]["captured"])
 
     assert stays.streams == production.streams
     assert_all_delivered(report, stays.host)

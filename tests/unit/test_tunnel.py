@@ -107,7 +107,9 @@ class Stage:
         for _ in range(5):
             served, decisions = self.pump.serve()
             assert not decisions
-        return served == 0
+            if served == 0:
+                return True
+        return False
 
     def close(self) -> None:
         if not self.tunnel.closed:
