@@ -105,10 +105,12 @@ def test_duration_ends_the_run(host, production):
         RecordingSink(SHADOW, namespace=host) as shadow,
         GopherProcess(*CAPTURE, "--duration", "1", "-u", shadow.name, namespace=host) as gopher,
     ):
-        with host.connect(PRODUCTION) as client:
-            exchange(client, get(1))
-        report = gopher.wait(timeout_s=10)
-        assert shadow.streams == [get(1)]
+        # Up to its end, whenever that is.
+        while not gopher.ended:
+            with host.connect(PRODUCTION) as client:
+                exchange(client, get(1))
+        report = gopher.wait()
+        assert set(shadow.streams) == {get(1)}
     assert 0.9 < report["duration_s"] < 5
     assert_all_delivered(report)
 
@@ -202,17 +204,16 @@ def test_stall_of_half_a_second_loses_nothing(host, tmp_path, options, packets_p
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
-        sent = 0
-        # By the clock, so that a machine that is too slow shows in `sent` and not in a longer stall.
-        while (elapsed := time.monotonic() - began) < STALL_S:
-            while sent < elapsed * packets_per_s:
+        sent, wanted = 0, round(packets_per_s * STALL_S)
+        # By the clock: what a busy machine was late with goes out at once, and then takes up no more blocks.
+        while (elapsed := time.monotonic() - began) < STALL_S or sent < wanted:
+            while sent < min(elapsed * packets_per_s, wanted):
                 opened[sent % STALL_CONNECTIONS].sendall(request)
                 sent += 1
         for pid in processes:
             os.kill(pid, signal.SIGCONT)
         shadow.wait_requests(STALL_CONNECTIONS + sent)
         assert len(production.requests()) == STALL_CONNECTIONS + sent
-    assert sent > 0.9 * packets_per_s * STALL_S, f"the machine sends only {sent / STALL_S:.0f} packets/s"
     assert gopher.report["packets"]["dropped_by_kernel"] == 0
     assert only_upstream(gopher.report)["captured_bytes"] == len(request) * (STALL_CONNECTIONS + sent)
     assert_all_delivered(gopher.report)

@@ -3,7 +3,6 @@
 import contextlib
 import random
 import re
-import signal
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -246,6 +245,8 @@ def test_other_upstreams_get_copies_and_harm_nobody():
             with relay.connect() as client:
                 for number in range(5):
                     exchange(client, post(number, body))
+                    # More than may wait for it, if it had read nothing by now.
+                    second.wait_requests(number + 1)
             first.wait_ended(1)
             second.wait_ended(1)
             assert first.streams == second.streams == [b"".join(post(number, body) for number in range(5))]
@@ -348,12 +349,12 @@ def test_request_waits_for_a_slower_shadow_and_others_flow():
 def test_what_production_said_counts_before_what_clients_ask():
     # A client takes its session from one connection to the next at once: both come in one turn of the relay.
     with Shadow() as shadow, RelayProcess(shadow.name, options=MESSAGES) as relay:
-        relay.signal(signal.SIGSTOP)
-        with Link(relay, 2) as second, Link(relay, 1) as first:
-            first.request("/login")
-            first.response("Set-Cookie: SID=production-session\r\n")
-            second.request("/a", "SID=production-session")
-            relay.signal(signal.SIGCONT)
+        with contextlib.ExitStack() as links:
+            with relay.stopped():
+                second, first = (links.enter_context(Link(relay, number)) for number in (2, 1))
+                first.request("/login")
+                first.response("Set-Cookie: SID=production-session\r\n")
+                second.request("/a", "SID=production-session")
             shadow.wait_seen(2)
             first.end()
             second.end()

@@ -155,6 +155,11 @@ class GopherProcess:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process has."""
+        return self._process.poll() is not None
+
     def workers(self) -> list[int]:
         """Process ids of its workers."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import re
+import signal
 import socket
 import ssl
 import threading
@@ -27,10 +29,13 @@ NOTHING = "00000000:00000000"
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """A port that nobody listens on now, and that the kernel gives to nobody who asks for any, before it is used."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(first // 2, first)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("0.0.0.0", port))
+            return port
 
 
 class RelayProcess(GopherProcess):
@@ -68,6 +73,15 @@ class RelayProcess(GopherProcess):
     def connect(self, host: str = "127.0.0.1") -> socket.socket:
         """A client's connection."""
         return socket.create_connection((host, self.port), timeout=DEADLINE_S)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done meanwhile the relay finds all at once."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
 
     def wait(self, *, status: int = 0, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
         """Wait for the exit; assert the status, a clean stderr and accounts that add up; return the report."""
