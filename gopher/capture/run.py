@@ -380,6 +380,8 @@ class CaptureRun:
     async def _ticks(self) -> None:
         while True:
             await trio.sleep(TICK_S)
+            # First: what came in time while this process was stopped is not given up.
+            self._mirror.pump_task.serve()
             self._mirror.tick()
             if not self._from_file:
                 async with self._turn:

@@ -1,6 +1,7 @@
 """Upstreams that fail, clients that break off, packets that the capture misses: contained, counted, never spliced."""
 
 import json
+import signal
 import time
 from contextlib import ExitStack
 
@@ -95,6 +96,36 @@ def test_upstream_that_does_not_answer_the_dial_times_out(network):
         assert_mirrored(production, shadow)
     assert gopher.report["upstreams"][0]["shed"] == {"connect_timeout": len(get(1))}
     assert_all_delivered(gopher.report, "10.77.2.2:3280")
+
+
+def test_dial_that_was_answered_while_gopher_was_stopped_has_not_timed_out(network):
+    """On a machine that stood still for longer than --connect-timeout."""
+    network.shadow.run("iptables", "-A", "INPUT", "-p", "tcp", "--dport", "3280", "-j", "DROP")
+    with (
+        RecordingSink(("10.77.1.2", 80), namespace=network.production) as production,
+        RecordingSink(("10.77.2.2", 3280), namespace=network.shadow) as shadow,
+        GopherProcess(
+            *("-c", "-p", "80", "-i", "net0", "--connect-timeout", "3", "-u", "10.77.2.2:3280"),
+            namespace=network.production,
+        ) as gopher,
+    ):
+
+        def dials(state):
+            return network.production.run("ss", "--no-header", "--tcp", "state", state, "dst", "10.77.2.2:3280")
+
+        with network.client.connect(("10.77.1.2", 80)) as client:
+            exchange(client, get(1))
+        while not dials("syn-sent"):
+            assert not gopher.ended
+        began_s = time.monotonic()
+        gopher.signal(signal.SIGSTOP)
+        # The kernel sends it again after a second.
+        network.shadow.run("iptables", "-F", "INPUT")
+        while time.monotonic() < began_s + 3 or not dials("established"):
+            time.sleep(0.05)
+        gopher.signal(signal.SIGCONT)
+        assert_mirrored(production, shadow)
+    assert_all_delivered(gopher.report)
 
 
 def test_connections_beyond_the_limit_are_shed_whole(host, production, shadow):
