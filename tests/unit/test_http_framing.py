@@ -435,7 +435,11 @@ JOINABLE = {
 
 
 @pytest.mark.parametrize(
-    "before", [b"", b"binary\x00\xff", b"a\r\n", b"GET / HTTP/1.1\r\nbroken\r\n\r\n", b" ", b"/ HTTP"]
+    "before",
+    [
+        *(b"", b"binary\x00\xff", b"a\r\n", b"GET / HTTP/1.1\r\nbroken\r\n\r\n", b" ", b"/ HTTP"),
+        *(b" HTTP/1.", b" HTTP/1. HTTP/1.1\r", b"GET / HTTP/1.2\r\n\r\n", b"GET / HTTP/1.1\n"),
+    ],
 )
 @pytest.mark.parametrize("head", JOINABLE.values(), ids=JOINABLE)
 def test_find_request_finds_a_complete_head_anywhere(head, before):
