@@ -18,7 +18,7 @@ import importlib.util
 import os
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, get_args
 
 from gopher import __version__, values
 from gopher.config import (
@@ -279,7 +279,7 @@ def _main(argv: Sequence[str], log: Log) -> int:
     if plan.check is not None:
         for warning in plan.warnings:
             log.warning("settings", warning)
-        print(plan.check, end="")
+        _print(plan.check)
         return 0
     _require_linux()
     if not plan.mirrors[0].name:
@@ -340,11 +340,35 @@ def _guarded(call: Callable[[], int], log: Log) -> int:
                 return leaf.exit_status
         return EXIT_INTERRUPTED
     finally:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # `gopher --help | head -1`: the interpreter flushes once more at its end, and would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The interpreter flushes once more at its end, and would complain, with an exit status of its own.
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not _flushed(stream):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _flushed(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except OSError:
+        return False  # whoever reads it has gone, or its disk is full
+    return True
+
+
+def _print(text: str) -> None:
+    """To stdout, for whoever asked for it.
+
+    Raises:
+        GopherError: it cannot be had there.
+    """
+    if sys.stdout is None:
+        raise GopherError("cannot write to stdout: it is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return  # `gopher --help | head -1`: whoever reads it has seen enough
+    except OSError as error:
+        raise GopherError(f"cannot write to stdout: {error.strerror}") from error
 
 
 def _require_linux() -> None:
@@ -372,10 +396,9 @@ def _log_format(argv: Sequence[str], environ: Mapping[str, str]) -> LogFormat:
 
 
 class _Parser(argparse.ArgumentParser):
-    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        # What argparse does by itself from Python 3.12 on.
-        with contextlib.suppress(BrokenPipeError):
-            super().print_help(file)
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        # Help and the version. Argparse itself would lose what cannot be written without a word.
+        _print(message)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message.removeprefix("argument "), hint="gopher --help explains the options")

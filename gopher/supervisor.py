@@ -136,10 +136,7 @@ class _Supervisor:
         except BaseException as error:
             sys.excepthook(type(error), error, error.__traceback__)
         finally:
-            # Nothing of the supervisor's may run here: no `finally`, no exit handler.
-            with contextlib.suppress(OSError):  # who read them has gone, and so will this process
-                sys.stdout.flush()
-                sys.stderr.flush()
+            # Nothing of the supervisor's may run here: no `finally`, no exit handler. `run` has flushed what was said.
             os._exit(status)
 
     def _say_ready(self) -> None:

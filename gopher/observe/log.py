@@ -5,6 +5,7 @@ What is said is about gopher and its counts. No payload, header, cookie or token
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -123,9 +124,13 @@ class Log:
 
 
 def _to_stderr(text: str) -> None:
-    # In one piece, as `print` would not: several mirrors share this stderr, and their lines must not mix.
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    if sys.stderr is None:
+        return  # it was closed by whoever started gopher
+    # Who reads it may have gone, or its disk be full: no reason to end a mirror, and no other place to say so.
+    with contextlib.suppress(OSError):
+        # In one piece, as `print` would not: several mirrors share this stderr, and their lines must not mix.
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 Log.of_process = Log()

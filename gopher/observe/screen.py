@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import deque
@@ -25,16 +26,20 @@ REFRESH_S: Final = 0.5
 # A rate over one refresh jumps about too much to be read.
 RATE_REFRESHES: Final = 4
 
+# What writing to it raises then.
+_MAY_BE_GONE: Final = contextlib.suppress(OSError)
+
 
 def has_terminal() -> bool:
     """Whether stderr is a terminal that can be drawn on."""
-    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 class Screen:
     """The lower end of the terminal, drawn over and over; what is said meanwhile scrolls by above it.
 
-    From `start` to `stop` the log goes through it. `stop` leaves nothing behind and may be called twice.
+    From `start` to `stop` the log goes through it. `stop` leaves nothing behind and may be called twice. A terminal
+    that goes away is no error: nobody is there any more to see what is drawn, and gopher goes on.
     """
 
     def __init__(self, log: Log) -> None:
@@ -53,13 +58,15 @@ class Screen:
 
     def start(self) -> None:
         """Take the terminal."""
-        self._live.start()
+        with _MAY_BE_GONE:
+            self._live.start()
         self._log.write = self._print
 
     def stop(self) -> None:
         """Give it back, with the cursor shown and what was drawn erased."""
         self._log.write = self._write
-        self._live.stop()
+        with _MAY_BE_GONE:
+            self._live.stop()
 
     def draw(self, view: Callable[[int, int], list[Line]]) -> None:
         """Show what `view` makes for a width and a height."""
@@ -67,16 +74,19 @@ class Screen:
         if size != self._size:
             # The terminal has broken the old lines anew: how many there are is not known any more.
             self._size = size
-            self._live.update(Text(), refresh=True)
-            self._console.control(Control.home(), Control.clear())
+            with _MAY_BE_GONE:
+                self._live.update(Text(), refresh=True)
+                self._console.control(Control.home(), Control.clear())
         # The last column stays free: some terminals wrap when it is filled. One line is for the cursor.
         lines = view(size.width - 1, size.height - 1)
         text = Text("\n").join(Text.assemble(*line, no_wrap=True, overflow="crop") for line in lines)
         text.no_wrap, text.overflow = True, "crop"
-        self._live.update(text, refresh=True)
+        with _MAY_BE_GONE:
+            self._live.update(text, refresh=True)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        with _MAY_BE_GONE:
+            self._console.print(text, soft_wrap=True)
 
 
 ReportT = TypeVar("ReportT")

@@ -1,5 +1,6 @@
 """--live of the real command, in a pseudo-terminal: what a person sees while it runs, and what is left afterwards."""
 
+import json
 import re
 import subprocess
 import sys
@@ -170,6 +171,17 @@ def test_quiet_wins(host, production, shadow):
             requests(host, 1)
         assert terminal.stop() == 0
         assert terminal.raw == b""
+
+
+def test_terminal_that_goes_away_does_not_end_gopher(host, production, shadow, tmp_path):
+    argv = gopher_argv(*CAPTURE, "-u", shadow.name, "--report", str(tmp_path / "report.json"), namespace=host)
+    with Terminal(argv, columns=80) as terminal:
+        terminal.wait(shows("packets"), "the view")
+        terminal.hang_up()
+        requests(host, 3)
+        shadow.wait_ended(3)
+        assert terminal.stop() == 0
+    assert json.loads((tmp_path / "report.json").read_text())["upstreams"][0]["connections"]["delivered"] == 3
 
 
 def test_view_costs_little(host, production, shadow):

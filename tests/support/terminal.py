@@ -67,6 +67,11 @@ class Terminal:
     def pid(self) -> int:
         return self._process.pid
 
+    def hang_up(self) -> None:
+        """As if somebody closed the window of a program that ignores that: writing to it is an error from now on."""
+        os.close(self._fd)
+        self._fd = os.open(os.devnull, os.O_RDONLY)
+
     def resize(self, columns: int, rows: int) -> None:
         """As if somebody dragged the window's corner."""
         self.screen.resize(rows, columns)
@@ -102,6 +107,8 @@ class Terminal:
             try:
                 data = os.read(self._fd, 65536)
             except OSError:  # EIO: the other side is closed
+                return False
+            if not data:
                 return False
             self.raw += data
             self._stream.feed(data)

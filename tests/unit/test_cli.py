@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ import gopher
 from gopher.cli import main, parse
 from gopher.config import MIB, CaptureConfig, UpstreamConfig
 from gopher.errors import CapturePermissionError, ConfigError, UpstreamError
+from tests.support.packets import pcap_file
 
 
 def parsed(options: str) -> CaptureConfig:
@@ -320,12 +322,46 @@ def run_python(*arguments, **settings):
     )
 
 
+GOPHER = f"{sys.executable} -W default -m gopher"
+
+
+def run_shell(command, **settings):
+    # Buffered, as it is for users: what cannot be written shows at the end.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "", "PYTHONPATH": str(Path(gopher.__file__).parents[1])}
+    return subprocess.run(
+        ["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=environment, **settings
+    )
+
+
 def test_reader_of_the_help_that_goes_away_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer) as stdout:
         result = run_python("-m", "gopher", "--help", stdout=stdout)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", ["--help", "--version", "-c -p 80 -u b --check-config"])
+@pytest.mark.parametrize(
+    ("stdout", "reason"), [(">/dev/full", "No space left on device"), (">&-", "it is closed")], ids=["full", "closed"]
+)
+def test_what_was_asked_for_and_cannot_be_printed_is_an_error(arguments, stdout, reason):
+    result = run_shell(f"{GOPHER} {arguments} {stdout}")
+    assert (result.returncode, result.stderr) == (1, f"gopher: error: cannot write to stdout: {reason}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [">&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("mirrors", [1, 2])
+def test_mirror_whose_words_have_nowhere_to_go_goes_on(tmp_path, streams, mirrors):
+    (tmp_path / "none.pcap").write_bytes(pcap_file([]))
+    table = 'mode = "capture"\nport = 80\nread = "none.pcap"\nupstream = "dir:streams"\n'
+    names = "".join(f'[[mirror]]\nname = "{number}"\nreport = "{number}.json"\n' for number in range(mirrors))
+    (tmp_path / "gopher.toml").write_text(table + (names if mirrors > 1 else 'report = "0.json"\n'))
+    result = run_shell(f"{GOPHER} --config gopher.toml {streams}", cwd=tmp_path)
+    assert result.returncode == 0
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == [f"{number}.json" for number in range(mirrors)]
 
 
 def test_library_and_option_parsing_do_not_load_trio():
