@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
     from gopher.plan import MirrorPlan, Scope
+    from gopher.tomlfile import TomlFile
 
 __all__ = ["main", "parse", "read_plan"]
 
@@ -118,6 +119,7 @@ _PLACEHOLDER_PORTS: Final = (80,)
 _PLACEHOLDER_UPSTREAMS: Final = (UpstreamConfig(name="missing", host="missing"),)
 # What setup.py leaves out elsewhere than on Linux.
 _LINUX_ONLY: Final = ("gopher._pump", "gopher.relay._tunnel")
+_FILE_NAME: Final = values.to_name("a file")
 # set_buffer_size() of libpcap takes a C int; the kernel's ring is made of 256 KiB blocks, and one is no ring.
 _RING_MIN_BYTES: Final = 512 << 10
 _RING_MAX_BYTES: Final = 2047 * MIB
@@ -143,10 +145,11 @@ def read_plan(argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
     parser = _parser()
     settings = table(parser, secret=_SECRET)
     namespace, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise _unknown_argument(unknown[0])
+    for argument in unknown:
+        if argument != "--":  # by which some say that no option follows
+            raise _unknown_argument(argument)
     path = getattr(namespace, "config", environ.get("GOPHER_CONFIG") or None)
-    file = None if path is None else (path, read_toml(_read_text(path, "configuration file"), path))
+    file = None if path is None else (path, _read_settings(path))
     mirrors = make_mirrors(
         settings, from_options(settings, namespace), from_environment(settings, environ), file, _make
     )
@@ -157,16 +160,21 @@ def read_plan(argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
     return Plan(mirrors=mirrors, path=path, keys=keys, check=check, warnings=warnings)
 
 
-def _read_text(path: str, what: str) -> str:
+def _read_settings(path: str) -> TomlFile:
+    return read_toml(_read_text(path, "the configuration file "), path)
+
+
+def _read_text(path: str, what: str = "") -> str:
     try:
         with open(path, "rb") as stream:
             data = stream.read(LIMIT_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"the {what} {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{what}{path} cannot be read: {error.strerror}") from error
     if len(data) > LIMIT_BYTES:
-        raise ConfigError(f"{path} is too long for a {what}: more than {values.plain_size(LIMIT_BYTES)}")
+        raise ConfigError(f"{what}{path} is too long: more than {values.plain_size(LIMIT_BYTES)}")
     try:
-        return data.decode()
+        # Some editors begin a file with a byte order mark.
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}: this is no UTF-8 text") from error
@@ -248,7 +256,7 @@ def _relay(scope: Scope, given: dict[str, dict[str, Any]]) -> RelayConfig:
 
 
 def _rules_of(path: str) -> list[str]:
-    return read_rules(_read_text(path, "file of rules"), path)
+    return read_rules(_read_text(path), path)
 
 
 def _upstreams(scope: Scope, ports: tuple[int, ...]) -> tuple[UpstreamConfig, ...]:
@@ -389,7 +397,7 @@ def _log_format(argv: Sequence[str], environ: Mapping[str, str]) -> LogFormat:
     with contextlib.suppress(ConfigError):  # what is wrong is said by whoever reads all of it
         said |= vars(parser.parse_known_args(argv)[0])
         if not said["log_format"] and said["config"]:
-            file = read_toml(_read_text(said["config"], "configuration file"), said["config"])
+            file = _read_settings(said["config"])
             # Of several mirrors, what is said of all of them takes after the first.
             said["log_format"] = {**file.values, **dict(*file.mirrors[:1])}.get("log-format")
     return "json" if said["log_format"] == "json" else "text"
@@ -439,8 +447,22 @@ def _parser() -> argparse.ArgumentParser:
 
     source = parser.add_argument_group("source")
     device = source.add_mutually_exclusive_group()
-    _add(device, "-i", "--interface", to="source.interface", metavar="DEVICE", help="network device to capture on")
-    _add(device, "--read", to="source.read_path", metavar="FILE", help="read a capture file instead of a device")
+    _add(
+        device,
+        *("-i", "--interface"),
+        to="source.interface",
+        type=values.to_name("a device"),
+        metavar="DEVICE",
+        help="network device to capture on",
+    )
+    _add(
+        device,
+        "--read",
+        to="source.read_path",
+        type=_FILE_NAME,
+        metavar="FILE",
+        help="read a capture file instead of a device",
+    )
     _add(
         source,
         "--speed",
@@ -462,6 +484,7 @@ def _parser() -> argparse.ArgumentParser:
         source,
         "--write",
         to="run.write_path",
+        type=_FILE_NAME,
         metavar="FILE",
         help="keep what was captured in a pcap file; each of several workers writes one",
     )
@@ -604,12 +627,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="VERSION",
         help="tell the upstream who the client is by a PROXY protocol header: v1 or v2",
     )
-    for option, field, metavar, help_text in (
-        ("--tls-ca", "ca_path", "FILE", "for tls://: trust these certificates (PEM) and not the system's"),
-        ("--tls-cert", "cert_path", "FILE", "for tls://: show this certificate (PEM), with its private key"),
-        ("--tls-key", "key_path", "FILE", "the private key, if it is not in that file"),
+    for option, field, help_text in (
+        ("--tls-ca", "ca_path", "for tls://: trust these certificates (PEM) and not the system's"),
+        ("--tls-cert", "cert_path", "for tls://: show this certificate (PEM), with its private key"),
+        ("--tls-key", "key_path", "the private key, if it is not in that file"),
     ):
-        _add(relay, option, to=f"tls.{field}", metavar=metavar, help=help_text)
+        _add(relay, option, to=f"tls.{field}", type=_FILE_NAME, metavar="FILE", help=help_text)
     _add(
         relay,
         "--tls-name",
@@ -662,6 +685,7 @@ def _parser() -> argparse.ArgumentParser:
         "--couple-file",
         to="relay.couple_files",
         action="append",
+        type=_FILE_NAME,
         metavar="FILE",
         help="TOML file with a list of such rules, see docs/coupling.md; repeat it for several",
     )
@@ -686,6 +710,7 @@ def _parser() -> argparse.ArgumentParser:
         "--script",
         to="relay.scripts",
         action="append",
+        type=_FILE_NAME,
         metavar="FILE",
         help="Python file whose functions see and change exchanges, see docs/scripting.md; repeat it for several",
     )
@@ -699,7 +724,12 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     run = parser.add_argument_group("run")
-    run.add_argument("--config", metavar="FILE", help="read settings, and perhaps several mirrors, from this TOML file")
+    run.add_argument(
+        "--config",
+        type=_FILE_NAME,
+        metavar="FILE",
+        help="read settings, and perhaps several mirrors, from this TOML file",
+    )
     run.add_argument(
         "--check-config", action="store_true", help="say what is wrong, or print the settings that count, and exit"
     )
@@ -743,7 +773,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NUMBER",
         help="capture mode: processes that share the connections; auto is one for every two cores",
     )
-    _add(run, "--report", to="run.report_path", metavar="FILE", help="write the accounts at exit, as JSON")
+    _add(
+        run,
+        "--report",
+        to="run.report_path",
+        type=_FILE_NAME,
+        metavar="FILE",
+        help="write the accounts at exit, as JSON",
+    )
     _add(
         run,
         "--metrics",

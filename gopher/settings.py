@@ -330,6 +330,9 @@ def _convert(setting: Setting, written: Any) -> Any:
         wanted = "text in quotes" if setting.convert is None else "a number or text in quotes"
         or_array = ", nor an array of such" if setting.kind == "list" else ""
         raise argparse.ArgumentTypeError(f"{_quoted(written)} is not {wanted}{or_array}")
+    if "\0" in written:
+        # Neither a file name nor anything else that goes to the system or over the network can hold one.
+        raise argparse.ArgumentTypeError(f"{_quoted(written)} has a NUL character")
     return written if setting.convert is None else setting.convert(written)
 
 

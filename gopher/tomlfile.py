@@ -59,6 +59,10 @@ def read_toml(text: str, name: str) -> TomlFile:
             line = int(place[1]) if place[1] else text.count("\n") + 1
             raise ConfigError(f"{name}:{line}: {reason[: place.start()]}", hint=f"this is no TOML{_QUOTES}") from error
         raise ConfigError(f"{name}: {reason}") from error
+    except (ValueError, RecursionError) as error:
+        # What is TOML, but no setting.
+        reason = "a number has too many digits" if isinstance(error, ValueError) else "arrays are nested too deeply"
+        raise ConfigError(f"{name}: {reason}", hint="gopher --help says what each setting may be") from error
     mirrors = values.pop(MIRROR, [])
     file = TomlFile(values, {}, mirrors if isinstance(mirrors, list) else [mirrors])
     _find_lines(text, file)

@@ -28,6 +28,7 @@ __all__ = [
     "to_field_value",
     "to_host",
     "to_marker",
+    "to_name",
     "to_network",
     "to_one_of",
     "to_percent",
@@ -119,6 +120,17 @@ def _is_host(text: str) -> bool:
     except UnicodeError:
         return False
     return re.fullmatch(r"[\w.-]+", text) is not None
+
+
+def to_name(of: str) -> Callable[[str], str]:
+    """A converter for the name `of` something, which is not looked for here; a shell makes '' of an unset variable."""
+
+    def convert(text: str) -> str:
+        if not text:
+            raise argparse.ArgumentTypeError(f"'' is not the name of {of}")
+        return text
+
+    return convert
 
 
 def to_host(text: str) -> str:

@@ -207,6 +207,11 @@ def test_option_sets_its_field(option, field, value):
         ("-v -q", "-q/--quiet: not allowed with argument -v/--verbose"),
         ("--mode=relay", "--mode: not allowed with argument -c"),
         ("stray", "unexpected argument 'stray': every setting is an option"),
+        ("-- stray", "unexpected argument 'stray': every setting is an option"),
+        *(
+            (f"{option}=", f"{option}: '' is not the name of a file")
+            for option in ("--read", "--write", "--report", "--config", "--script", "--couple-file", "--tls-ca")
+        ),
     ],
 )
 def test_refused_option_is_named_with_its_value_and_what_is_accepted(option, message):

@@ -95,5 +95,5 @@ def test_mistakes_of_several_files_are_said_together(config, tmp_path):
     ]
     assert lines[-2:] == [
         f"  {where} b.toml:2: this is no UTF-8 text",
-        f"  {where} the file of rules c.toml cannot be read: No such file or directory",
+        f"  {where} c.toml cannot be read: No such file or directory",
     ]

@@ -273,6 +273,11 @@ def test_what_is_no_toml_is_named_with_its_line(problems, text, message):
         ("quiet = true", "gopher.toml:14: quiet: not together with gopher.toml:13: verbose"),
         ("duration = 2024-01-01", "gopher.toml:14: duration: 2024-01-01 is not a number or text in quotes"),
         ("total-memory = [1]", "gopher.toml:14: total-memory: an array is not a number or text in quotes"),
+        ("report = ''", "gopher.toml:14: report: '' is not the name of a file"),
+        ("interface = ''", "gopher.toml:14: interface: '' is not the name of a device"),
+        (r'write = "a\u0000b"', r"gopher.toml:14: write: 'a\x00b' has a NUL character"),
+        (f"duration = {'1' * 5000}", "gopher.toml: a number has too many digits"),
+        (f"duration = {'[' * 20_000}", "gopher.toml: arrays are nested too deeply"),
     ],
 )
 def test_mistake_in_a_file(problems, addition, message):
@@ -342,8 +347,14 @@ def test_file_that_cannot_be_read(tmp_path):
     binary.write_bytes(b"mode = 'relay'\n# \xff")
     with pytest.raises(ConfigError, match=re.escape(f"{binary}:2: this is no UTF-8 text")):
         read_plan(["--config", str(binary)], {})
-    with pytest.raises(ConfigError, match="too long for a configuration file: more than 1M"):
+    with pytest.raises(ConfigError, match="the configuration file /dev/zero is too long: more than 1M"):
         read_plan(["--config", "/dev/zero"], {})
+
+
+def test_byte_order_mark_of_a_file_is_not_its_text(tmp_path):
+    file = tmp_path / "gopher.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + FILE.encode())
+    assert read_plan(["--config", str(file)], {}).mirrors[0].config.source.ports
 
 
 # -- lines -------------------------------------------------------------------------------------------------------------
