@@ -822,7 +822,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     loudness = run.add_mutually_exclusive_group()
     loudness.add_argument(
-        "-v", "--verbose", dest="run.verbosity", action="count", help="say more; repeat it for still more"
+        "-v",
+        "--verbose",
+        dest="run.verbosity",
+        action="count",
+        help="say which addresses the upstreams have, and what the kernel's filter is",
     )
     loudness.add_argument(
         "-q", "--quiet", dest="run.verbosity", action="store_const", const=-1, help="say nothing but errors"

@@ -213,7 +213,7 @@ class CaptureConfig:
     log_format: Literal["text", "json"] = "text"
     """Of what goes to stderr; json is one object a line."""
     verbosity: int = 0
-    """-1 quiet, 0 normal, 1 and more verbose."""
+    """-1 quiet; 0 normal; 1 and more: what names and options have come to, too."""
 
     def __post_init__(self) -> None:
         _require(self.workers == "auto" or 1 <= self.workers <= MAX_WORKERS, "workers", f"1 to {MAX_WORKERS}, or auto")
@@ -307,7 +307,7 @@ class RelayConfig:
     log_format: Literal["text", "json"] = "text"
     """Of what goes to stderr; json is one object a line."""
     verbosity: int = 0
-    """-1 quiet, 0 normal, 1 and more verbose."""
+    """-1 quiet; 0 normal; 1 and more: what names and options have come to, too."""
 
     def __post_init__(self) -> None:
         _require(bool(self.ports), "port", "given at least once")

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from gopher.config import CaptureConfig, RelayConfig
+    from gopher.config import CaptureConfig, RelayConfig, UpstreamConfig
+    from gopher.upstreams.tcp import Address
 
-__all__ = ["Control", "reloaded", "summary"]
+__all__ = ["Control", "reloaded", "say_addresses", "summary"]
 
 ConfigT = TypeVar("ConfigT")
 
@@ -60,6 +61,14 @@ def summary(upstreams: int, added: Sequence[str], removed: Sequence[str]) -> str
     parts += [f"added {', '.join(added)}"] if added else []
     parts += [f"removed {', '.join(removed)}"] if removed else []
     return "; ".join(parts)
+
+
+def say_addresses(log: Log, upstreams: Sequence[UpstreamConfig], addresses: Sequence[Sequence[Address]]) -> None:
+    """What `-v` tells of upstreams: which addresses their names stand for, none for `dir`; in the order of dialling."""
+    for upstream, found in zip(upstreams, addresses, strict=True):
+        if found:
+            hosts = [address.host for address in found]
+            log.info("upstream", f"upstream {upstream.name} is at {', '.join(hosts)}", name=upstream.name, hosts=hosts)
 
 
 class Control:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gopher.capture._ring import Timer
+from gopher.capture.bpf import capture_filter
 from gopher.capture.console import Console
 from gopher.capture.memory import within_memory
 from gopher.capture.mirror import Mirror
@@ -25,11 +26,12 @@ from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.shares import worker_count
 from gopher.capture.source import TURN_BYTES, TURN_PACKETS, FileSource, open_source
 from gopher.config import CaptureConfig
-from gopher.control import Control, reloaded, summary
+from gopher.control import Control, reloaded, say_addresses, summary
 from gopher.errors import CaptureError, ConfigError
 from gopher.limits import raise_descriptor_limit
 from gopher.listening import listen
 from gopher.notify import ServiceManager
+from gopher.observe.log import Log
 from gopher.observe.report import check_writable
 from gopher.privileges import drop_rights, find_user, prepare
 from gopher.upstreams.tcp import Address, resolve
@@ -97,6 +99,8 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
     prepare()
     user = find_user(config.user)
     resolved = await _resolve(config)
+    if config.verbosity > 0:
+        _say_details(Log(config.log_format, name=config.name), resolved)
     _allow_descriptors(config)
     with contextlib.ExitStack() as stack:
         metrics = None
@@ -116,6 +120,15 @@ async def run_capture(config: CaptureConfig, control: Control | None = None) -> 
             check_writable(config.report_path)
         manager = stack.enter_context(contextlib.closing(ServiceManager()))
         return await CaptureRun(resolved, source, metrics, control or Control(), manager).run()
+
+
+def _say_details(log: Log, resolved: Resolved) -> None:
+    """What `-v` asks for: what names and options have come to."""
+    source = resolved.config.source
+    say_addresses(log, resolved.config.mirror.upstreams, resolved.addresses)
+    if source.read_path is None:
+        expression = capture_filter(source, resolved.own, interface=source.interface)
+        log.info("filter", f"the kernel's filter is: {expression}", filter=expression)
 
 
 async def reread(running: CaptureConfig, wanted: CaptureConfig) -> tuple[Resolved, list[str]]:
@@ -437,6 +450,8 @@ class CaptureRun:
                 wanted = within_memory(wanted)
             resolved, restart = await reread(self._config, wanted)
             change = await self._take_on(resolved)
+            if self._config.verbosity > 0:
+                say_addresses(self._console.log, self._config.mirror.upstreams, resolved.addresses)
             return summary(len(resolved.addresses), *change.names), restart
         finally:
             self._manager.ready(self._console.ready_line())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 import gopher
-from gopher.control import Control, reloaded, summary
+from gopher.control import Control, reloaded, say_addresses, summary
 from gopher.errors import ConfigError
 from gopher.limits import raise_descriptor_limit
 from gopher.link import ProxyHeader
@@ -166,6 +166,8 @@ class _Run:
             if self._metrics is not None:
                 self._serve_metrics(self._metrics, nursery)
             self._warn()
+            if config.verbosity > 0:
+                say_addresses(self._log, config.upstreams, addresses)
             self._log.info("ready", self._ready_line())
             self._control.ready()
             self._manager.ready(self._ready_line())
@@ -315,6 +317,8 @@ class _Run:
             self._log.quiet = config.verbosity < 0
             _allow_descriptors(config)
             self._warn()
+            if config.verbosity > 0:
+                say_addresses(self._log, config.upstreams, addresses)
             return summary(len(config.upstreams), added, removed), restart
         finally:
             self._manager.ready(self._ready_line())

@@ -201,6 +201,26 @@ def test_file_that_is_found_wrong_later_changes_nothing_either(host, tmp_path, w
     assert len(gopher.report["upstreams"]) == 1
 
 
+def test_verbose_tells_addresses_and_filter(host, tmp_path):
+    path = tmp_path / "gopher.toml"
+    capture = 'mode = "capture"\ninterface = "lo"\nport = 80\nverbose = 1\n'
+    relay = f'mode = "relay"\nlisten = "127.0.0.1"\nport = {free_port()}\nverbose = 1\n'
+    for common, running in (
+        (capture, GopherProcess("--config", str(path), namespace=host)),
+        (relay, ConfiguredRelay(path, 0)),
+    ):
+        path.write_text(f'{common}upstream = "127.0.0.2:3280"\n')
+        with running as gopher:
+            gopher.wait_stderr(lambda line: line == "gopher: upstream 127.0.0.2:3280 is at 127.0.0.2")
+            if common is capture:
+                gopher.wait_stderr(
+                    lambda line: line.startswith("gopher: the kernel's filter is: (") and "port 80" in line
+                )
+            path.write_text(f'{common}upstream = "[::1]:3280"\n')
+            reload(gopher, "reloaded: to 1 upstream")
+            gopher.wait_stderr(lambda line: line == "gopher: upstream [::1]:3280 is at ::1")
+
+
 def test_without_a_file_sighup_ends_gopher_as_ever(host):
     gopher = GopherProcess("-c", "-p", "80", "-i", "lo", "-u", "127.0.0.2:1", namespace=host, report=False)
     with gopher:
