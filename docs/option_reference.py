@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gopher.cli import _SECRET, EPILOG, _parser
+from gopher.options import EPILOG, SECRET, option_parser
 from gopher.settings import table
 
 PLACE = "<!-- Here the site shows every option. -->"
@@ -13,8 +13,8 @@ PLACE = "<!-- Here the site shows every option. -->"
 
 def option_reference() -> str:
     """A heading for each group of `--help`, and one for each option in it."""
-    settings = {setting.option: setting for setting in table(_parser(), secret=_SECRET).values()}
-    parser = _parser()
+    settings = {setting.option: setting for setting in table(option_parser(), secret=SECRET).values()}
+    parser = option_parser()
     parts = []
     for group in parser._action_groups:
         actions = [each for each in group._group_actions if each.help != argparse.SUPPRESS and each.dest != "help"]

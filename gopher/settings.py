@@ -1,8 +1,8 @@
 """Settings and where they come from: option, environment, configuration file, default, in this order. Sans-I/O.
 
-The options of `gopher.cli` are the one table: a long option `--connect-timeout` is also the key `connect-timeout` of
-the file and the variable `GOPHER_CONNECT_TIMEOUT`, and its text is read by the same function. What is wrong is
-collected, not raised at the first: an operator wants to see all of it.
+`gopher.options` is the one table: a long option `--connect-timeout` is also the key `connect-timeout` of the file and
+the variable `GOPHER_CONNECT_TIMEOUT`, and its text is read by the same function. What is wrong is collected, not raised
+at the first: an operator wants to see all of it.
 """
 
 from __future__ import annotations

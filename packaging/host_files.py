@@ -13,7 +13,7 @@ import shtab
 from argparse_manpage.manpage import Manpage
 
 import gopher
-from gopher.cli import _parser
+from gopher.options import option_parser
 
 MANUAL = "share/man/man1/gopher.1"
 COMPLETIONS = {
@@ -27,7 +27,7 @@ SUMMARY = "mirror live TCP traffic to other servers"
 def manual() -> str:
     """For man: mandoc finds nothing in it to warn of."""
     page = Manpage(
-        _parser(),
+        option_parser(),
         _data={"description": SUMMARY, "version": gopher.__version__, "manual_title": "User Commands"},
         format="single-commands-section",
     )
@@ -39,7 +39,7 @@ def manual() -> str:
 
 def completions(shell: str) -> str:
     """For bash, zsh or fish."""
-    parser = _parser()
+    parser = option_parser()
     for action in parser._actions:
         metavar = str(action.metavar)
         if metavar == "FILE":
