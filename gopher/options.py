@@ -26,7 +26,7 @@ from gopher.config import (
 )
 from gopher.errors import ConfigError
 from gopher.observe.log import LogFormat
-from gopher.plan import EXAMPLE
+from gopher.plan import EXAMPLE, SHARED
 from gopher.stdout import to_stdout
 
 if TYPE_CHECKING:
@@ -535,12 +535,12 @@ def option_parser() -> argparse.ArgumentParser:
 
 def _add(group: argparse._ActionsContainer, *options: str, to: str, help: str, **settings: Any) -> None:
     # `to` names the field of the configuration that the option sets; its default goes into the help.
-    name = to.partition(".")[2]
-    default = default_of(to, "relay" if to.startswith("relay.") else "capture")
-    if default not in (dataclasses.MISSING, None, "", False, ()):
-        help = f"{help} (default: {_shown(name, default)})"
+    flag = settings.get("action") in ("store_true", "store_const")
+    default = "" if flag else _shown_default(to)
+    if default:
+        help = f"{help} (default: {default})"
     group.add_argument(*options, dest=to, help=help, **settings)
-    if settings.get("action") in ("store_true", "store_const") or settings.get("nargs") == "?":
+    if flag or settings.get("nargs") == "?":
         # What a file or a variable turns on.
         key = options[-1].removeprefix("--")
         group.add_argument(f"--no-{key}", dest=to, action="store_const", const=None, help=argparse.SUPPRESS)
@@ -553,7 +553,17 @@ def default_of(to: str, mode: str = "capture") -> Any:
     return next(field.default for field in dataclasses.fields(config) if field.name == name)
 
 
+def _shown_default(to: str) -> str:
+    if to.startswith("relay."):
+        return _shown(to, default_of(to, "relay"))
+    default = _shown(to, default_of(to))
+    in_relay_mode = _shown(to, default_of(to, "relay")) if to in SHARED else default
+    return default if in_relay_mode == default else f"{default}; relay mode: {in_relay_mode}"
+
+
 def _shown(name: str, value: Any) -> str:
+    if value in (dataclasses.MISSING, None, "", False, ()):
+        return ""
     if name.endswith("_bytes"):
         return f"{value // MIB}M"
     if name.endswith("_ratio"):

@@ -261,6 +261,7 @@ def test_help_shows_options_defaults_and_examples(capsys):
     assert "network device to capture on (default: any)" in text
     assert "each as a whole: 10% or 0.1 (default: 100%)" in text
     assert "(default: 64M)" in text
+    assert "(default: 10000; relay mode: 16384)" in text
     assert "gopher -c -p 80 -u machineB:3280 -u machineC:3280 -u machineD" in text
 
 
