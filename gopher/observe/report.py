@@ -5,6 +5,7 @@ A face over snapshots: it counts nothing, and judges them only by `law_violation
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -92,6 +93,9 @@ def write_text(text: str, path: str) -> None:
 
 def _replace(path: str, text: str) -> None:
     temporary = f"{path}.{os.getpid()}.tmp"
+    # In a container every gopher may have the same number: one that was killed while it wrote has left this.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
     # "x": in a directory that others may write to, a file of this name could be their link to one of ours.
     with open(temporary, "x", encoding="utf-8") as file:
         try:

@@ -224,6 +224,14 @@ def test_failure_in_the_middle_keeps_the_older_report(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_process_of_the_same_number_has_left_is_no_obstacle(tmp_path):
+    path, left = tmp_path / "report.json", tmp_path / f"report.json.{os.getpid()}.tmp"
+    left.symlink_to(tmp_path / "elsewhere")
+    write_report(REPORT, str(path))
+    assert path.read_text() == to_json(REPORT)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 TABLE = """\
 gopher 0.1.0: lo, 12.3 s from 2026-01-02T03:04:05+00:00
 packets      54,321 received, 0 dropped by kernel, 3 malformed, 1,460
