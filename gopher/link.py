@@ -4,7 +4,7 @@ Sans-I/O. The capturing side encodes, the relay decodes; `docs/link.md` is the s
 who the client was; on a framed link the records after it carry both directions of one captured connection in the order
 in which they happened. Nothing here looks into the bytes that are carried.
 
-Also the older text form of the header (version 1), which some upstreams of a relay want.
+Also the older text form of the header (version 1), encoded only: some upstreams of a relay want it.
 
 Source: The PROXY protocol, versions 1 and 2 (haproxy.org/download/2.9/doc/proxy-protocol.txt).
 """
@@ -37,7 +37,6 @@ __all__ = [
     "RecordType",
     "begins_with_header",
     "decode_header",
-    "decode_header_v1",
     "encode_data",
     "encode_fin",
     "encode_gap",
@@ -56,7 +55,6 @@ HEADER_LIMIT_BYTES: Final = 4096
 """A longer header is refused. Those made here have at most 93 bytes; nginx refuses more than about a thousand."""
 
 UNIQUE_ID_LIMIT_BYTES: Final = 128
-V1_LIMIT_BYTES: Final = 107
 
 RECORD_LIMIT_BYTES: Final = 65_536
 """Payload of one record: what a decoder may have to hold."""
@@ -262,51 +260,6 @@ def encode_header_v1(header: ProxyHeader) -> bytes:
     family = "TCP6" if ":" in header.client[0] else "TCP4"
     line = f"PROXY {family} {header.client[0]} {header.server[0]} {header.client[1]} {header.server[1]}\r\n"
     return line.encode("ascii")
-
-
-def decode_header_v1(data: bytes) -> tuple[ProxyHeader, int] | None:
-    """Read a version 1 header at the beginning of `data`.
-
-    Returns:
-        (header, its length), or None: more bytes are needed, at most 107 in all.
-
-    Raises:
-        RemoteProtocolError: it is not a header.
-    """
-    end = data.find(b"\r\n", 0, V1_LIMIT_BYTES)
-    if end < 0:
-        prefix = b"PROXY "
-        if len(data) >= V1_LIMIT_BYTES or data[: len(prefix)] != prefix[: len(data)]:
-            raise RemoteProtocolError("no PROXY protocol header, version 1", offset=0)
-        return None
-    words = data[:end].split(b" ")
-    if words[:2] == [b"PROXY", b"UNKNOWN"]:
-        # "the receiver must ignore anything presented before the CRLF is found": section 2.1
-        return ProxyHeader(client=None, server=None), end + 2
-    versions = {b"TCP4": 4, b"TCP6": 6}
-    if len(words) != 6 or words[0] != b"PROXY" or words[1] not in versions:
-        raise RemoteProtocolError("no PROXY protocol header, version 1", offset=0)
-    client, server = (
-        (_address_v1(address, versions[words[1]]), _port_v1(port))
-        for address, port in zip(words[2:4], words[4:6], strict=True)
-    )
-    return ProxyHeader(client=client, server=server), end + 2
-
-
-def _address_v1(text: bytes, version: int) -> str:
-    try:
-        address = ipaddress.ip_address(text.decode("ascii"))
-    except ValueError as exc:
-        raise RemoteProtocolError(f"PROXY header with a wrong address {text!r}") from exc
-    if address.version != version or b"%" in text:
-        raise RemoteProtocolError(f"PROXY header with a wrong address {text!r}")
-    return str(address)
-
-
-def _port_v1(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 5 or int(text) > 65535 or (text[:1] == b"0" and text != b"0"):
-        raise RemoteProtocolError(f"PROXY header with a wrong port {text!r}")
-    return int(text)
 
 
 # -- records -----------------------------------------------------------------------------------------------------------

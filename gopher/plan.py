@@ -187,7 +187,7 @@ def make_mirrors(
             _check_vain([raw for layer in layers for raw in layer], scopes, problems)
         else:
             scopes.append(Scope("", merge(layers, problems), problems, place=f"{path}: "))
-    _check_clashes(scopes, problems)
+    _check_clashes(scopes)
     configs = [scope.build(make) for scope in scopes]
     problems.check()
     built = [config for config in configs if config is not None]
@@ -232,7 +232,7 @@ def _check_vain(common: Iterable[Raw], scopes: Sequence[Scope], problems: Proble
             problems.add(f"{raw.where}: no mirror has a mode with this setting", line=raw.line)
 
 
-def _check_clashes(scopes: Sequence[Scope], problems: Problems) -> None:
+def _check_clashes(scopes: Sequence[Scope]) -> None:
     for index, scope in enumerate(scopes):
         for other in scopes[:index]:
             for to in _ONE_EACH:

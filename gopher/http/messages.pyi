@@ -27,7 +27,6 @@ __all__ = [
     "RequestHead",
     "ResponseHead",
     "Switched",
-    "encode_chunk",
     "parse_request_head",
     "parse_response_head",
     "with_body",
@@ -205,9 +204,6 @@ def parse_request_head(data: bytes) -> RequestHead:
 
 def parse_response_head(data: bytes) -> ResponseHead:
     """As `parse_request_head`; interim responses too."""
-
-def encode_chunk(content: bytes) -> bytes:
-    """One chunk; of no content, the last chunk with no trailers."""
 
 def with_body(head: RequestHead | ResponseHead, body: bytes) -> bytes:
     """A whole message: this head, fitted to a new body that was not there or was framed otherwise.

@@ -50,7 +50,6 @@ __all__ = [
     "RequestHead",
     "ResponseHead",
     "Switched",
-    "encode_chunk",
     "parse_request_head",
     "parse_response_head",
     "with_body",
@@ -770,11 +769,6 @@ def parse_request_head(bytes data not None):
 def parse_response_head(bytes data not None):
     """A head on its own, with the empty line that ends it."""
     return _parse_head("response", data)
-
-
-def encode_chunk(bytes content not None):
-    """One chunk; of no content, the last chunk with no trailers."""
-    return b"%x\r\n%b\r\n" % (len(content), content)
 
 
 def with_body(head, bytes body not None):

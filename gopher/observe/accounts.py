@@ -159,8 +159,8 @@ class AccountsReport:
     """ISO 8601, UTC."""
     duration_s: float
     packets: dict[str, int]
-    """received, dropped_by_kernel, dropped_by_interface, not_tcp, other_port, malformed, truncated,
-    retransmitted_bytes, out_of_order, out_of_window, overlaps_differing."""
+    """received (dropped ones too), dropped_by_kernel, dropped_by_interface; processed, of these not_tcp, other_port,
+    malformed, truncated, bad_checksum; out_of_order, out_of_window, overlaps_differing; retransmitted_bytes."""
     connections: dict[str, int | dict[str, int]]
     """seen = mirrored + ignored; joined (of mirrored: joined in the middle); ignored_by_reason; open (now)."""
     bytes: dict[str, int]

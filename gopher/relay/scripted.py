@@ -115,11 +115,6 @@ class ScriptedConnection:
         if pending.produced_body is not None:
             self._produced(pending, pending.produced_body)
 
-    @property
-    def keeps_production(self) -> bool:
-        """Whether production's answers are wanted, with their bodies."""
-        return self._scripts.defines("production_response")
-
     def production_response(self, pending: Pending, content: bytes | None) -> None:
         """Production's answer is complete; `content` is None if its body is too long."""
         body = Body(None)

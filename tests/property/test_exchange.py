@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gopher.errors import LocalProtocolError
-from gopher.http.messages import BodyReceived, HeadReceived, MessageEnded, MessageLimits, MessageParser, encode_chunk
+from gopher.http.messages import BodyReceived, HeadReceived, MessageEnded, MessageLimits, MessageParser
 from gopher.relay.exchange import Body, Connection, Exchange, Request, Response, Timing
 
 NAMES = st.sampled_from(["Host", "X-A", "x-a", "Cookie", "Content-Length", "Transfer-Encoding", "Connection", "Té", ""])
@@ -35,8 +35,9 @@ def framed(start: bytes, body: bytes, chunked: bool) -> bytes:
     head = start + b"\r\nHost: a\r\nX-a:  1\r\nX-A: 2\r\n"
     if not chunked:
         return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    chunks = b"".join(encode_chunk(body[at : at + 7]) for at in range(0, len(body), 7))
-    return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + encode_chunk(b"")
+    chunks = [body[at : at + 7] for at in range(0, len(body), 7)]
+    encoded = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
+    return head + b"Transfer-Encoding: chunked\r\n\r\n" + encoded
 
 
 def read(role, data):

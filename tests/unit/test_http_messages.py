@@ -14,7 +14,6 @@ from gopher.http.messages import (
     MessageLimits,
     MessageParser,
     Switched,
-    encode_chunk,
     parse_request_head,
     parse_response_head,
     with_body,
@@ -616,9 +615,3 @@ def test_with_body_replaces_chunked_and_adds_a_length():
     bare = parse_response_head(b"HTTP/1.1 200 OK\r\n\r\n")
     assert with_body(bare, b"hi") == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
     assert with_body(bare, b"") == b"HTTP/1.1 200 OK\r\n\r\n"
-
-
-def test_encoded_chunks_are_read_back():
-    body = encode_chunk(b"x" * 300) + encode_chunk(b"y") + encode_chunk(b"")
-    (message,) = read_in_all_cuts(requests, post(b"Transfer-Encoding: chunked\r\n", body)).messages
-    assert (message.content, message.ended) == (b"x" * 300 + b"y", True)

@@ -18,7 +18,6 @@ from gopher.link import (
     RecordType,
     begins_with_header,
     decode_header,
-    decode_header_v1,
     encode_data,
     encode_fin,
     encode_gap,
@@ -171,36 +170,6 @@ def test_longest_header_is_read():
 )
 def test_header_of_version_1(sent, line):
     assert encode_header_v1(sent) == line
-    assert decode_header_v1(line + b"GET") == (ProxyHeader(client=sent.client, server=sent.server), len(line))
-    assert all(decode_header_v1(line[:length]) is None for length in range(len(line)))
-
-
-def test_header_of_version_1_that_is_unknown_may_say_more():
-    line = b"PROXY UNKNOWN ffff::1 what ever 1\r\n"
-    assert decode_header_v1(line) == (ProxyHeader(client=None, server=None), len(line))
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"GET / HTTP/1.1\r\n",
-        b"PROXX",
-        b"PROXY " + b"x" * 101,
-        b"PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n",
-        b"PROXY TCP5 1.2.3.4 1.2.3.4 1 2\r\n",
-        b"PROXY TCP4 ::1 ::2 1 2\r\n",
-        b"PROXY TCP6 fe80::1%eth0 ::2 1 2\r\n",
-        b"PROXY TCP4 1.2.3.400 1.2.3.4 1 2\r\n",
-        b"PROXY TCP4 1.2.3.4 1.2.3.4 1 65536\r\n",
-        b"PROXY TCP4 1.2.3.4 1.2.3.4 01 2\r\n",
-        b"PROXY TCP4 1.2.3.4 1.2.3.4 +1 2\r\n",
-        b"PROXY TCP4 1.2.3.4 1.2.3.4  2\r\n",
-        b"PROXY TCP4 \xff 1.2.3.4 1 2\r\n",
-    ],
-)
-def test_header_of_version_1_that_must_be_refused(line):
-    with pytest.raises(RemoteProtocolError, match="PROXY"):
-        decode_header_v1(line)
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
