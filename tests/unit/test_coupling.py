@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from gopher.relay.coupling import EXCHANGE_TTL_S
+from gopher.relay.learning import EXCHANGE_TTL_S
 from gopher.relay.outcomes import Drop, Rewritten, Unchanged, Wait
 from tests.support.coupling import Traffic, cookies_of, request_head, response_head
 
@@ -658,7 +658,7 @@ def test_exchange_that_is_never_answered_is_forgotten():
 
 
 def test_exchanges_are_bounded(monkeypatch):
-    monkeypatch.setattr("gopher.relay.coupling._MAX_EXCHANGES", 2)
+    monkeypatch.setattr("gopher.relay.learning._MAX_EXCHANGES", 2)
     traffic = Traffic("cookie:sid")
     for exchange in ("a", "b", "c"):
         traffic.request(exchange)
