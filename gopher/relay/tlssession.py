@@ -12,6 +12,7 @@ long as its clients do, so handshakes are few, and each one verifies the certifi
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Final
 
@@ -27,6 +28,8 @@ _CERTIFICATE_FAILURES: Final = {
     64: "certificate_name",  # IP address
 }
 
+_SOURCE: Final = re.compile(r"^\[\w+\] | \(_ssl\.c:\d+\)$")
+
 
 def failure_of(error: ssl.SSLError) -> str:
     """The reason that stands for a failed handshake."""
@@ -39,7 +42,8 @@ def words_of(error: ssl.SSLError) -> str:
     """What OpenSSL says, in its words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return str(error.verify_message).rstrip(".")
-    return (error.reason or str(error)).lower().replace("_", " ")
+    # Where there is no reason Python's text names a file of its own sources around the words.
+    return (error.reason or _SOURCE.sub("", str(error))).lower().replace("_", " ")
 
 
 class TlsSession:

@@ -1,5 +1,6 @@
 """TLS between two buffers: what an end is, and what failures are called."""
 
+import re
 import ssl
 
 import pytest
@@ -81,6 +82,13 @@ def test_what_came_before_an_error_is_not_lost(authority):
     assert client.receive(wire) == b"half of it"
     assert words_of(client.error)
     assert not client.ended
+
+
+def test_words_name_no_file_of_python(tmp_path):
+    (tmp_path / "no.pem").write_text("no PEM")
+    with pytest.raises(ssl.SSLError) as caught:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(tmp_path / "no.pem")
+    assert re.fullmatch(r"[a-z ]+", words_of(caught.value))
 
 
 @pytest.mark.parametrize(
