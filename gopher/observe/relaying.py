@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import textwrap
 from dataclasses import dataclass
 from typing import Any, Final
+
+from gopher.observe.report import wrapped
 
 __all__ = ["FAILURES", "RelayReport", "relay_table", "relay_to_fields", "relay_to_json"]
 
@@ -80,35 +81,37 @@ def relay_table(report: RelayReport, width: int) -> str:
     """The report for a person, wrapped at `width` columns (at least 40), without a newline at the end."""
     route = f"{report.listening} to {', '.join(report.upstreams)}"
     title = f"gopher {report.version}: {route}, {report.duration_s:.1f} s from {report.started_at}"
-    lines = _wrap(title, width, 2)
+    lines = wrapped(title, width, 2)
     counts = report.connections
     text = f"connections  {counts['accepted']:,} accepted: {counts['finished']:,} finished, {counts['failed']:,} failed"
     text += f", {counts['open']:,} open"
     if counts["links"]:
         text += f"; {counts['links']:,} links ({counts['framed']:,} framed)"
-    lines += _wrap(text, width, 13)
+    lines += wrapped(text, width, 13)
     for reason, count in sorted(report.failed.items(), key=lambda item: (-item[1], item[0])):
-        lines += _wrap(f"    {reason} {count:,}: {FAILURES[reason]}", width, 6)
+        lines += wrapped(f"    {reason} {count:,}: {FAILURES[reason]}", width, 6)
     moved = report.bytes
-    lines += _wrap(
+    lines += wrapped(
         f"bytes        {moved['from_downstream']:,} from downstream, {moved['from_upstream']:,} from upstream",
         width,
         13,
     )
     if report.exchanges is not None:
-        lines += _wrap(f"exchanges    {_counts(report.exchanges)}", width, 13)
+        lines += wrapped(f"exchanges    {_counts(report.exchanges)}", width, 13)
     if report.answers:
         given = ", ".join(f"{count:,} times {status}" for status, count in sorted(report.answers.items()))
-        lines += _wrap(f"answers      given by the relay itself: {given}", width, 13)
+        lines += wrapped(f"answers      given by the relay itself: {given}", width, 13)
     if report.coupling is not None:
-        lines += _wrap(f"coupling     {_counts(report.coupling)}", width, 13)
+        lines += wrapped(f"coupling     {_counts(report.coupling)}", width, 13)
         diverged = report.coupling["divergences"]
         if diverged:
-            lines += _wrap(f"divergence   the shadow answered {_counts(diverged)} where production took it", width, 13)
+            lines += wrapped(
+                f"divergence   the shadow answered {_counts(diverged)} where production took it", width, 13
+            )
     for script in report.scripts:
-        lines += _wrap(f"script       {script['name']}: {_counts(script)}", width, 13)
+        lines += wrapped(f"script       {script['name']}: {_counts(script)}", width, 13)
     for copy in report.copies:
-        lines += _wrap(
+        lines += wrapped(
             f"copies       {copy['name']}: {copy['delivered_bytes']:,} bytes delivered, {copy['shed_bytes']:,} shed, "
             f"{copy['pending_bytes']:,} pending",
             width,
@@ -124,7 +127,3 @@ def _counts(counts: dict[str, Any]) -> str:
         if isinstance(value, (int, float)) and value
     )
     return ", ".join(shown) or "none"
-
-
-def _wrap(text: str, width: int, indent: int) -> list[str]:
-    return textwrap.wrap(text, max(width, 40), subsequent_indent=" " * indent, break_long_words=False)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gopher.observe.accounts import AccountsReport, UpstreamAccount, WorkersAccount
 
-__all__ = ["check_writable", "to_fields", "to_json", "to_table", "write_report", "write_text"]
+__all__ = ["check_writable", "to_fields", "to_json", "to_table", "wrapped", "write_report", "write_text"]
 
 # Of a row: its label, bytes and connections.
 _COLUMNS: Final = (22, 18, 13)
@@ -114,19 +114,19 @@ def to_table(report: AccountsReport, width: int) -> str:
     word that is longer than that, like a name, goes over the edge.
     """
     title = f"gopher {report.version}: {report.source}, {report.duration_s:.1f} s from {report.started_at}"
-    lines = _wrap(title, width, indent=2)
-    lines += _wrap(f"packets      {_packets(report.packets)}", width, indent=13)
-    lines += _wrap(f"connections  {_connections(report.connections)}", width, indent=13)
-    lines += _wrap(f"streams      {_streams(report)}", width, indent=13)
+    lines = wrapped(title, width, indent=2)
+    lines += wrapped(f"packets      {_packets(report.packets)}", width, indent=13)
+    lines += wrapped(f"connections  {_connections(report.connections)}", width, indent=13)
+    lines += wrapped(f"streams      {_streams(report)}", width, indent=13)
     if report.workers is not None:
-        lines += _wrap(f"workers      {_workers(report.workers)}", width, indent=13)
+        lines += wrapped(f"workers      {_workers(report.workers)}", width, indent=13)
     for upstream in report.upstreams:
         lines += ["", *_upstream_block(upstream, width)]
     violations = law_violations(report)
     law = "THE ACCOUNTS DO NOT ADD UP:" if violations else "captured = delivered + shed + pending: it adds up"
-    lines += ["", *_wrap(law, width, indent=2)]
+    lines += ["", *wrapped(law, width, indent=2)]
     for violation in violations:
-        lines += _wrap(f"  {violation}", width, indent=4)
+        lines += wrapped(f"  {violation}", width, indent=4)
     return "\n".join(lines)
 
 
@@ -176,7 +176,7 @@ def _upstream_block(upstream: UpstreamAccount, width: int) -> list[str]:
     ends = upstream.connections
     notes = [f"added after {upstream.added_s:.1f} s"] if upstream.added_s else []
     notes += [f"removed after {upstream.removed_s:.1f} s"] if upstream.removed_s is not None else []
-    lines = _wrap(f"{upstream.name} ({', '.join(notes)})" if notes else upstream.name, width, indent=2)
+    lines = wrapped(f"{upstream.name} ({', '.join(notes)})" if notes else upstream.name, width, indent=2)
     lines += _row("", "bytes", "connections", width)
     lines += _row("  captured", upstream.captured_bytes, ends.captured, width)
     lines += _row("  delivered", upstream.delivered_bytes, ends.delivered, width)
@@ -184,13 +184,13 @@ def _upstream_block(upstream: UpstreamAccount, width: int) -> list[str]:
     reasons = {*upstream.shed, *ends.shed_by_reason}
     for reason in sorted(reasons, key=lambda reason: (-upstream.shed.get(reason, 0), reason)):
         lines += _row(f"    {reason}", upstream.shed.get(reason, 0), ends.shed_by_reason.get(reason, 0), width)
-        lines += _wrap(f"{'':6}{SHED_REASONS.get(reason, 'not a known reason')}", width, indent=6)
+        lines += wrapped(f"{'':6}{SHED_REASONS.get(reason, 'not a known reason')}", width, indent=6)
     lines += _row("  pending", upstream.pending_bytes, ends.pending, width)
-    lines += _wrap(f"  dials: {upstream.dials:,}; answers read: {upstream.response_bytes:,} bytes", width, indent=4)
+    lines += wrapped(f"  dials: {upstream.dials:,}; answers read: {upstream.response_bytes:,} bytes", width, indent=4)
     median_s, tail_s = upstream.latency.quantile_s(0.5), upstream.latency.quantile_s(0.99)
     if median_s is not None and tail_s is not None:
         times = f"p50 {median_s * 1e3:.3g} ms, p99 {tail_s * 1e3:.3g} ms"
-        lines += _wrap(f"  from the tap to the socket: {times}", width, indent=4)
+        lines += wrapped(f"  from the tap to the socket: {times}", width, indent=4)
     return lines
 
 
@@ -202,5 +202,6 @@ def _row(label: str, count_bytes: int | str, connections: int | str, width: int)
     return [*above, f"{label:<{columns[0]}}{figures[0]:>{columns[1]}}{figures[1]:>{columns[2]}}"]
 
 
-def _wrap(text: str, width: int, indent: int) -> list[str]:
+def wrapped(text: str, width: int, indent: int) -> list[str]:
+    """Lines of at most `width` columns (at least 40), all but the first indented. Only a longer word goes over it."""
     return textwrap.wrap(text, max(width, 40), subsequent_indent=" " * indent, break_long_words=False)
