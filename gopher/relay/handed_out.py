@@ -44,7 +44,13 @@ _PIECE: Final = re.compile(rb"(?is)<!--.*?(?:-->|\Z)|<(script|style|textarea|tit
 _WINDOWS: Final = {b"gzip": (31,), b"x-gzip": (31,), b"deflate": (15, -15)}
 _MAX_MEMBERS: Final = 1024  # each costs a new decoder
 _CONTAINER: Final = re.compile(rb'\s*[{\["]')  # a JSON document in which a pointer can lead somewhere
-_CHARSET: Final = re.compile(rb"(?i)charset=[\"']?([\w-]+)")
+# The encodings that browsers know and in which markup is ASCII, by their usual names (encoding.spec.whatwg.org); a page
+# in another one is read as UTF-8. Python has many more codecs: some raise whatever is asked for (idna, undefined), some
+# take minutes (punycode), and the answer is anybody's.
+_CHARSET: Final = re.compile(
+    rb"(?i)charset=[\"']?(us-ascii|iso-8859-\d+|latin-?1|windows-\d+|koi8-[ru]|ibm866|macintosh|gbk|gb2312|gb18030|big5"
+    rb"|euc-jp|iso-2022-jp|shift_jis|euc-kr)(?![\w-])"
+)
 
 
 @dataclass(slots=True)
@@ -186,7 +192,8 @@ def _is_deleted(attributes: bytes, date: bytes | None) -> bool:
     for attribute in attributes.split(b";"):
         name, _, value = attribute.strip().partition(b"=")
         if name == b"max-age" and re.fullmatch(rb"-?\d+", value):
-            return int(value) <= 0  # RFC 6265 section 5.3: Max-Age has precedence
+            # RFC 6265 section 5.3: Max-Age has precedence. As a number it may be too long for Python.
+            return value.startswith(b"-") or not value.strip(b"0")
         if name == b"expires":
             expires = _seconds(value)
     if expires is None:
@@ -302,7 +309,8 @@ def _read_page(body: bytes, content_type: bytes, rules: list[Rule], found: Hande
     pieces = (match[0] for match in _PIECE.finditer(body) if match[1] is None and not match[0].startswith(b"<!"))
     relevant = (piece for piece in pieces if any(rule.name in piece for rule in rules))
     for piece in islice(relevant, _MAX_TAGS):
-        page.feed(_text(piece, charset[1].decode() if charset else "utf-8"))
+        with contextlib.suppress(ValueError):  # a character by a number of thousands of digits is nobody's value
+            page.feed(_text(piece, charset[1].decode() if charset else "utf-8"))
         page.reset()
     for rule in rules:
         if rule.kind == "form":

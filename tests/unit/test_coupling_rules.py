@@ -79,6 +79,9 @@ def test_auto_finds_every_cookie():
         (b"sid=a=b==; Path=/", None, b"a=b=="),
         (b"sid=abc; Max-Age=0", None, b""),
         (b"sid=abc; max-age=-1", None, b""),
+        (b"sid=abc; max-age=-0", None, b""),
+        (b"sid=abc; Max-Age=" + b"1" * 5000, None, b"abc"),
+        (b"sid=abc; Max-Age=" + b"0" * 5000, None, b""),
         (b"sid=abc; Max-Age=60; Expires=Thu, 01 Jan 1970 00:00:00 GMT", None, b"abc"),
         (b"sid=abc; Max-Age=never", None, b"abc"),
         (b"sid=abc; expires=Thu, 01-Jan-1970 00:00:00 GMT", None, b""),
@@ -145,6 +148,21 @@ def test_form_rule_reads_the_charset_of_the_page():
     page = '<meta name="csrf" content="é">'.encode("latin-1")
     assert read("form:csrf", b"Content-Type: text/html; charset=latin-1", content=page) == ["é".encode()]
     assert read("form:csrf", b"Content-Type: text/html; charset=no-such", content=page) == ["\ufffd".encode()]
+
+
+# Codecs of Python that raise, make surrogates or are quadratic; none is an encoding of pages.
+@pytest.mark.parametrize(
+    "charset", [b"undefined", b"idna", b"punycode", b"unicode_escape", b"utf-7", b"hex", b"iso-8859-99"]
+)
+def test_page_in_no_encoding_of_pages_is_read_as_utf_8(charset):
+    page = b'<meta name="csrf" content="\\ud800 +2AA- \xc3\xa9">'
+    content_type = b"Content-Type: text/html; charset=" + charset
+    assert read("form:csrf", content_type, content=page) == ["\\ud800 +2AA- é".encode()]
+
+
+def test_number_that_is_too_long_for_python_is_passed_over():
+    page = b'<meta name=csrf content="&#%b;"><meta name=csrf content=a>' % (b"1" * 5000)
+    assert read("form:csrf", HTML, content=page) == [b"a"]
 
 
 def test_same_value_twice_is_one_value():
