@@ -18,6 +18,7 @@ import difflib
 import grp
 import os
 import pwd
+import re
 import socket
 import sys
 import threading
@@ -68,10 +69,11 @@ def find_user(text: str | None) -> User | None:
     if text is None:
         return None
     name, _, group = text.partition(":")
+    number = _number(name)
     try:
-        entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
-    except (KeyError, OverflowError) as error:
-        if not (name.isdecimal() and int(name) < _NO_CHANGE):
+        entry = pwd.getpwnam(name) if number is None else pwd.getpwuid(number)
+    except KeyError as error:
+        if number is None:
             raise _unknown(text, "user", name, [each.pw_name for each in pwd.getpwall()]) from error
         # Containers often have users without an entry; then there is no group to go by.
         if not group:
@@ -79,7 +81,7 @@ def find_user(text: str | None) -> User | None:
                 f"--user {text}: user {name} has no entry and so no group of its own",
                 hint=f"give a group too, like {name}:{name}",
             ) from error
-        uid, gid = int(name), 0
+        uid, gid = number, 0
     else:
         uid, gid = entry.pw_uid, entry.pw_gid
     if uid == 0:
@@ -99,12 +101,19 @@ def find_user(text: str | None) -> User | None:
     return User(text, uid, gid)
 
 
+def _number(text: str) -> int | None:
+    """Of a user or group; None: it is a name, or a number that nobody can have."""
+    number = int(text) if re.fullmatch(r"[0-9]{1,10}", text) else _NO_CHANGE
+    return number if number < _NO_CHANGE else None
+
+
 def _find_group(text: str, group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
-        if group.isdecimal() and int(group) < _NO_CHANGE:
-            return int(group)
+        number = _number(group)
+        if number is not None:
+            return number
         raise _unknown(text, "group", group, [each.gr_name for each in grp.getgrall()]) from error
 
 
