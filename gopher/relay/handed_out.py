@@ -264,7 +264,7 @@ def _decoded(content: bytes, coding: bytes | None) -> bytes | None:
     if name not in _WINDOWS:
         return None
     for window in _WINDOWS[name]:
-        with contextlib.suppress(zlib.error):
+        with contextlib.suppress(zlib.error):  # not this one, then
             return _inflated(content, window)
     return None
 

@@ -127,6 +127,6 @@ async def _discard(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
     while True:
         await trio.lowlevel.wait_readable(sock)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError):  # readable no more: it waits again
             if not sock.recv(DISCARD_BYTES):
                 return

@@ -105,7 +105,7 @@ class RequestQueue:
 
     def resume(self) -> None:
         """The last request asked to switch protocols, and that does not happen: `paused` ends."""
-        with contextlib.suppress(RemoteProtocolError):
+        with contextlib.suppress(RemoteProtocolError):  # what is refused stays in `fault`
             self._queue(self._parser.resume(False))
         self.refused = self._parser.fault
         self.paused = self._parser.paused

@@ -80,7 +80,7 @@ class TlsSession:
                     self.ended = True
                 received.append(part)
         except ssl.SSLWantReadError:
-            pass
+            pass  # that was all that came
         except ssl.SSLZeroReturnError:
             self.ended = True
         except ssl.SSLError as error:
@@ -114,6 +114,6 @@ class TlsSession:
             self._ssl.do_handshake()
             self.established = True
         except ssl.SSLWantReadError:
-            pass
+            pass  # it is the server's turn
         except ssl.SSLError as error:
             self.error = error

@@ -345,7 +345,8 @@ class Transparent:
         if answered or not tunnel.http:
             self._end(tunnel, "idle")
             return
-        # The first request has had no answer, so an answer is what the client waits for; if it is there at all.
+        # The first request has had no answer, so an answer is what the client waits for; if it is there at all: if not,
+        # sending fails, and there is nobody to be told.
         with contextlib.closing(self._release(tunnel)) as sock, contextlib.suppress(OSError):
             sock.send(lastword.answer_bytes(504, lastword.sentence("no_answer", self._upstream.name)))
             self._tally.answer(504)
