@@ -52,6 +52,20 @@ RELAY_EXAMPLE: Final = "gopher -r -p 3280 -u localhost:80"
 EXIT_INTERRUPTED: Final = 130
 """What a shell reports for a program that SIGINT ended."""
 
+_MODES_HINT: Final = "gopher --help lists the options of each mode"
+_PASSES_ON: Final = "a relay passes on all that comes, as fast as its upstream takes it"
+_PER_CONNECTION: Final = "a relay's memory is bounded for each connection: allow fewer with --max-connections"
+# Limits that only a capture has: the reason, and the way out.
+_INSTEAD: Final = {
+    "mirror.sample_ratio": f"{_PASSES_ON}: limit the gopher -c that sends to it",
+    "mirror.max_bytes_per_s": f"{_PASSES_ON}: limit the gopher -c that sends to it",
+    "mirror.max_connections_per_s": f"{_PASSES_ON}: limit the gopher -c that sends to it",
+    "mirror.cpu_limit": f"{_PASSES_ON}: limit the gopher -c that sends to it, or its control group (CPUQuota=)",
+    "mirror.connection_memory_bytes": _PER_CONNECTION,
+    "mirror.upstream_memory_bytes": _PER_CONNECTION,
+    "mirror.total_memory_bytes": _PER_CONNECTION,
+    "run.max_memory_bytes": f"{_PER_CONNECTION}, or limit its control group (MemoryMax=)",
+}
 # For what is missing, so that all the rest is looked at, too.
 _PLACEHOLDER_PORTS: Final = (80,)
 _PLACEHOLDER_UPSTREAMS: Final = (UpstreamConfig(name="missing", host="missing"),)
@@ -118,7 +132,7 @@ def _make(scope: Scope) -> CaptureConfig | RelayConfig:
     for to, each in scope.given.items():
         if scope.mode is not None and not is_for(each.raw.setting, scope.mode):
             other = "relay" if scope.mode == "capture" else "capture"
-            scope.wrong(to, f" is for {other} mode only", hint="gopher --help lists the options of each mode")
+            scope.wrong(to, f" is for {other} mode only", hint=_INSTEAD.get(to, _MODES_HINT))
     given = scope.stages(STAGES)
     return _relay(scope, given) if scope.mode == "relay" else _capture(scope, given)
 

@@ -56,7 +56,10 @@ class Setting:
     """flag, optional: what it sets without a value."""
     rivals: frozenset[str]
     """Keys that exclude this one."""
+    form: str
+    """Of a value, as the help writes it; empty for a flag."""
     secret: bool
+    """Not shown, wherever it was said."""
 
     @property
     def variable(self) -> str:
@@ -148,6 +151,7 @@ def table(parser: argparse.ArgumentParser, *, secret: Iterable[str] = ()) -> dic
             convert=action.type,  # type: ignore[arg-type]  # a function, in this parser
             const=action.const,
             rivals=frozenset(rivals[key]),
+            form=str(action.metavar or ""),
             secret=action.dest in secret,
         )
         for key, action in actions.items()
@@ -291,7 +295,7 @@ def _read(raw: Raw, problems: Problems) -> Any:
     except argparse.ArgumentTypeError as error:
         reason = str(error)
         if setting.secret and raw.origin != "option":
-            reason = "this cannot be its value (not shown)"
+            reason = f"this is no {setting.form} (not shown)"
         # For every service it tells each container GOPHER_PORT=tcp://10.0.0.1:80 and the like.
         by_kubernetes = raw.origin == "environment" and "tcp://" in str(written) and setting.to == "source.ports"
         hint = "Kubernetes sets it for a service named gopher: enableServiceLinks: false" if by_kubernetes else ""

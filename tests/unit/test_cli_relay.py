@@ -121,6 +121,25 @@ def test_forwarded(options, header):
     assert parse(f"-r -p 1 -u a {options}".split()).forwarded == header
 
 
+@pytest.mark.parametrize(
+    ("limit", "way_out"),
+    [
+        ("--max-rate 1M", "limit the gopher -c that sends to it"),
+        ("--max-connection-rate 5", "limit the gopher -c that sends to it"),
+        ("--sample 10%", "limit the gopher -c that sends to it"),
+        ("--cpu-limit 50%", "(CPUQuota=)"),
+        ("--max-memory 256M", "(MemoryMax=)"),
+        ("--total-memory 256M", "allow fewer with --max-connections"),
+        ("--upstream-memory 256M", "allow fewer with --max-connections"),
+        ("--connection-memory 256M", "allow fewer with --max-connections"),
+    ],
+)
+def test_hints_name_the_way_out_of_limits_that_a_relay_does_not_have(limit, way_out):
+    error = refused(f"-r -p 3280 -u a {limit}")
+    assert str(error) == f"{limit.split()[0]} is for capture mode only"
+    assert way_out in error.hint
+
+
 def test_hints_name_the_way_out_of_tls_where_there_is_none():
     assert refused("-c -p 80 -u tls://shadow").hint == (
         "start gopher -r -p 3280 --listen 127.0.0.1 -u tls://shadow, and capture to 127.0.0.1:3280"
