@@ -125,12 +125,12 @@ class Control:
             try:
                 done, restart = await apply(self._reread())
             except GopherError as error:
-                done, restart = f"not reloaded, nothing has changed: {error}", []
-                if error.hint:
-                    done += f"\n  hint: {error.hint}"
-            self.log.reply("reload", done)
-            if restart:
-                self.log.reply("reload", f"needs a restart: {', '.join(dict.fromkeys(map(self._key, restart)))}")
+                hint = f"\n  hint: {error.hint}" if error.hint else ""
+                self.log.failure("reload", f"not reloaded, nothing has changed: {error}{hint}")
+            else:
+                self.log.reply("reload", done)
+                if restart:
+                    self.log.reply("reload", f"needs a restart: {', '.join(dict.fromkeys(map(self._key, restart)))}")
             if not self._again:
                 break
         self._reloading = False

@@ -195,12 +195,12 @@ class _Supervisor:
             how = f"by signal {-status}" if status < 0 else f"with status {status}"
             self._status = self._status or (status if status > 0 else 1)
             if self._started and not self._stopping:
-                self._log.reply(
+                self._log.failure(
                     "mirrors",
                     f"mirror {child.mirror.name} ended {how}; the others go on, and a reload (SIGHUP) starts it again",
                 )
             else:
-                self._log.reply("mirrors", f"mirror {child.mirror.name} ended {how}")
+                self._log.failure("mirrors", f"mirror {child.mirror.name} ended {how}")
                 # All or nothing at the start: who starts gopher looks at its exit status.
                 if not self._stopping:
                     self._stopping = True
@@ -211,7 +211,7 @@ class _Supervisor:
             wanted = self._reread()
         except ConfigError as error:
             hint = f"\n  hint: {error.hint}" if error.hint else ""
-            self._log.reply("mirrors", f"not reloaded, nothing has changed: {error}{hint}")
+            self._log.failure("mirrors", f"not reloaded, nothing has changed: {error}{hint}")
             return
         running = {child.mirror.name for child in self._children.values() if not child.leaving}
         for pid, child in self._children.items():

@@ -1,17 +1,20 @@
 """What a reload takes on, and which upstreams it leaves as they are."""
 
 import dataclasses
+import json
 import socket
 
 import pytest
+import trio
 
 import gopher.capture.run
 import gopher.relay.server
 from gopher._pump import Budget
 from gopher.cli import parse
 from gopher.config import CaptureConfig, MirrorConfig, RelayConfig, SourceConfig, TlsConfig, UpstreamConfig
-from gopher.control import reloaded
+from gopher.control import Control, reloaded
 from gopher.errors import ConfigError
+from gopher.observe.log import Log
 from gopher.pump import PumpTask
 from gopher.upstreams import roster
 from gopher.upstreams.roster import Roster
@@ -36,6 +39,22 @@ def test_what_reloads_is_taken_and_the_rest_is_named():
 def test_other_mode_changes_nothing():
     old = capture()
     assert reloaded(old, parse(["-r", "-p", "1", "-u", "b"]), gopher.capture.run.RELOADED) == (old, ["mode"])
+
+
+def test_reload_in_vain_is_an_error_in_the_log(capsys):
+    def reread():
+        raise ConfigError("gopher.toml:1: this is no TOML", hint="look")
+
+    async def reload():
+        control = Control(reread)
+        control.log = Log("json", quiet=True)
+        async with trio.open_nursery() as nursery:
+            control.reload_soon(nursery, None)
+
+    trio.run(reload)
+    said = json.loads(capsys.readouterr().err)
+    assert (said["level"], said["event"]) == ("error", "reload")
+    assert said["message"] == "not reloaded, nothing has changed: gopher.toml:1: this is no TOML\n  hint: look"
 
 
 def test_names_of_what_reloads_are_fields():
