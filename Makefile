@@ -6,6 +6,15 @@ BIN = .venv/bin
 CYTHON_FILES = $(shell find gopher -name '*.pyx' -o -name '*.pxd')
 # And the Python modules that a .pxd beside them makes typed.
 CYTHON_SOURCES = $(CYTHON_FILES) $(wildcard $(patsubst %.pxd,%.py,$(filter %.pxd,$(CYTHON_FILES))))
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gopher/__init__.py)
+SDIST = dist/gopher_mirror-$(VERSION).tar.gz
+# Its name says which Python and which systems it is for, so it is known when it is there; the other one never is.
+WHEEL = $(or $(firstword $(wildcard dist/gopher_mirror-$(VERSION)-*.whl)),dist/gopher_mirror-$(VERSION).whl)
+# What is in them. Most of an sdist is not in the wheel, which takes the longer to build.
+in_folders = $(sort $(shell find $(1) -name __pycache__ -prune -o -path packaging/generated -prune -o -type f ! -name '*.so' -print))
+WHEEL_FILES = LICENSE MANIFEST.in README.md pyproject.toml setup.py packaging/host_files.py $(call in_folders,gopher)
+SDIST_FILES = $(WHEEL_FILES) .dockerignore CHANGELOG.md Dockerfile Makefile \
+    $(call in_folders,benchmarks demo docs packaging tests)
 CLANG = clang
 TARGET = reassembler
 SECONDS = 60
@@ -17,9 +26,10 @@ build_copy = mkdir -p build/$@ && \
 # Every Python object in an allocation of its own, whose bounds are watched; CPython leaks by design.
 WATCHED = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0
 
-.PHONY: test test-pythons demo bench lint docs fuzz sanitize sdist wheel check-dist package clean
+.PHONY: test test-pythons demo bench lint docs fuzz sanitize sdist wheel check-dist package clean FORCE
 
-test: .venv/installed
+# Those of the packages among them, so there have to be packages.
+test: .venv/package $(SDIST) $(WHEEL)
 	$(BIN)/python -m pytest
 
 # On every CPython that gopher supports and this machine has.
@@ -59,7 +69,8 @@ fuzz: .venv/installed
 	    -artifact_prefix=$(TARGET)-
 
 # The tests with AddressSanitizer and UndefinedBehaviorSanitizer; their reports go to files, past what pytest captures.
-# Not end to end: what is preloaded here goes for every nginx and curl, too, and they hang with it.
+# Not end to end, nor what the documentation tells to type, nor packages: what is preloaded here goes for every nginx and
+# curl, too, and they hang with it.
 sanitize: compiler = GOPHER_SANITIZE=address,undefined
 sanitize: reports = $(CURDIR)/build/sanitize/report
 sanitize: .venv/installed
@@ -67,24 +78,36 @@ sanitize: .venv/installed
 	rm -f $(reports).*
 	cd build/sanitize && env LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" $(WATCHED):log_path=$(reports) \
 	    UBSAN_OPTIONS=print_stacktrace=1:log_path=$(reports) \
-	    GOPHER_CORPUS="$${GOPHER_CORPUS:-../../../shared/corpus}" ../../$(BIN)/python -m pytest --ignore tests/e2e; \
+	    GOPHER_CORPUS="$${GOPHER_CORPUS:-../../../shared/corpus}" ../../$(BIN)/python -m pytest --ignore tests/e2e \
+	    --ignore tests/docs --ignore tests/packaging; \
 	    status=$$?; ! cat $(reports).* 2>/dev/null && exit $$status
 
-# Only these targets need the tools for it.
+# The tools for packages, too. gopher is there already, and stays.
 .venv/package: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[package]'
+	$(BIN)/pip install --quiet --disable-pip-version-check 'gopher-mirror[package]'
 	touch $@
 
-sdist: .venv/package
+# Their names, because a file that is gone is newer than nothing.
+build/in-sdist: names = $(SDIST_FILES)
+build/in-wheel: names = $(WHEEL_FILES)
+build/in-sdist build/in-wheel: FORCE
+	@mkdir -p build
+	@echo $(names) | cmp --quiet - $@ || echo $(names) >$@
+
+sdist: $(SDIST)
+
+$(SDIST): .venv/package build/in-sdist $(SDIST_FILES)
 	$(BIN)/python packaging/host_files.py packaging/generated
 	rm -f dist/*.tar.gz
 	$(BIN)/python -m build --sdist --outdir dist .
 
+wheel: $(WHEEL)
+
 # From the sdist, so that an sdist that does not build shows. auditwheel says which systems it suits, and refuses to go
 # on if it needs anything newer than glibc 2.28.
-wheel: sdist
+$(WHEEL): .venv/package build/in-wheel $(WHEEL_FILES) | $(SDIST)
 	rm -rf build/wheel dist/*.whl
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel dist/*.tar.gz
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel $(SDIST)
 	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --plat manylinux_2_28_$$(uname -m) --wheel-dir dist build/wheel/*.whl
 
 # What is in dist/, wherever it was built.
@@ -95,7 +118,7 @@ check-dist: .venv/package
 	PATH="$(CURDIR)/$(BIN):$$PATH"; for wheel in dist/*linux*.whl; do auditwheel show "$$wheel" || exit; done
 
 package: wheel check-dist
-	$(BIN)/python -m pytest -m package tests/packaging
+	$(BIN)/python -m pytest tests/packaging
 
 clean:
 	rm -rf .venv build dist packaging/generated *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -16,12 +16,12 @@ import yaml
 import gopher
 from gopher.cli import parse
 from gopher.config import CaptureConfig
+from tests.support import dist
+from tests.support.needs import need_modules
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 DAEMONSET = ROOT / "packaging/kubernetes/daemonset.yaml"
-
-pytestmark = pytest.mark.package
 
 
 def instructions(name):
@@ -53,8 +53,7 @@ def test_mistake_in_a_dockerfile_is_found(tmp_path):
 
 def test_image_is_made_of_what_a_build_needs_and_of_nothing_else():
     sources = copied()
-    [sdist] = (ROOT / "dist").glob(f"gopher_mirror-{gopher.__version__}.tar.gz")
-    with tarfile.open(sdist) as archive:
+    with tarfile.open(dist.sdist()) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"Dockerfile", ".dockerignore", *sources} <= names
     settings = (ROOT / "pyproject.toml").read_text()
@@ -81,6 +80,7 @@ def test_image_starts_gopher_as_nobody_with_a_capability_of_its_interpreter():
 
 
 def validate(path, *options):
+    need_modules("kubernetes_validate")
     return subprocess.run(
         [sys.executable, "-m", "kubernetes_validate", "--strict", *options, path],
         capture_output=True,

@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 
 from gopher.cli import _parser
-from tests.support.needs import need
+from tests.support.needs import need, need_modules
 
 ROOT = Path(__file__).parents[2]
 # --no-KEY takes back what the configuration file sets: told once for all, and listed nowhere.
 SHOWN = [action for action in _parser()._actions if action.help is not argparse.SUPPRESS]
 OPTIONS = [option for action in SHOWN for option in action.option_strings]
 
-pytestmark = pytest.mark.package
-
 
 @pytest.fixture(scope="module")
 def share(tmp_path_factory):
+    need_modules("argparse_manpage", "shtab")
     place = tmp_path_factory.mktemp("host")
     subprocess.run([sys.executable, ROOT / "packaging/host_files.py", place], check=True)
     return place / "share"

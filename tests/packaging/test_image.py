@@ -42,8 +42,6 @@ NAME = "gopher-under-test"
 FORBID = "--security-opt=no-new-privileges"
 CAP_NET_RAW = 13
 
-pytestmark = pytest.mark.package
-
 
 class Podman:
     """Podman with images and containers of its own, in `place`."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import gopher
+from tests.support import dist
 from tests.support.accounts import assert_accounts, only_upstream
 from tests.support.clients import exchange, get
 from tests.support.needs import need, need_namespaces
@@ -47,8 +47,6 @@ mount -t tmpfs tmpfs /run
 exec nsenter --net=/proc/self/fd/3 systemd-nspawn --quiet --directory="$1/root" --machine=gopher --boot \\
     --register=no --keep-unit --console=pipe -- --unit=sysinit.target
 """
-
-pytestmark = pytest.mark.package
 
 
 def interpreter():
@@ -120,7 +118,7 @@ def machine():
     need("nsenter", "systemd-nspawn", "unshare")
     need_namespaces()
     python = interpreter()
-    [wheel] = (ROOT / "dist").glob(f"gopher_mirror-{gopher.__version__}-*.whl")
+    wheel = dist.wheel()
     # An overlay cannot write onto another one, which /tmp may be on.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place, Namespace("machine") as namespace:
         upper = Path(place) / "upper"

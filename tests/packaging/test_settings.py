@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.needs import need_modules
+
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("cp310", "cp311", "cp312", "cp313", "cp314")
 LINUX = ("manylinux_x86_64", "manylinux_aarch64", "musllinux_x86_64", "musllinux_aarch64")
 MACOS = ("macosx_x86_64", "macosx_arm64")
 
-pytestmark = pytest.mark.package
 
-
-def run(*arguments):
+def run(module, *arguments):
+    if sys.version_info < (3, 11):
+        pytest.skip(f"{module} needs Python 3.11")
+    need_modules(module)
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
 
 

@@ -12,18 +12,15 @@ from pathlib import Path
 
 import pytest
 
-import gopher
+from tests.support import dist
+from tests.support.needs import need_modules
 
 ROOT = Path(__file__).parents[2]
-
-pytestmark = pytest.mark.package
 
 
 @pytest.fixture(scope="module")
 def wheel():
-    wheels = list((ROOT / "dist").glob(f"gopher_mirror-{gopher.__version__}-*.whl"))
-    assert len(wheels) == 1, f"make wheel makes it: {wheels}"
-    return wheels[0]
+    return dist.wheel()
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +88,7 @@ def test_wheel_suits_glibc_2_28_or_older(wheel):
     versions = [tuple(map(int, found)) for found in re.findall(r"manylinux_(\d+)_(\d+)_", wheel.name)]
     assert versions
     assert all(version <= (2, 28) for version in versions)
+    need_modules("auditwheel")
     shown = subprocess.run(
         [sys.executable, "-m", "auditwheel", "show", wheel], capture_output=True, text=True, check=False
     )
@@ -99,6 +97,8 @@ def test_wheel_suits_glibc_2_28_or_older(wheel):
 
 
 def test_only_linux_only_extensions_need_what_only_linux_has(wheel, tmp_path):
+    # auditwheel's.
+    need_modules("elftools")
     from elftools.elf.elffile import ELFFile
 
     with zipfile.ZipFile(wheel) as archive:
@@ -139,8 +139,7 @@ def test_without_its_linux_only_extensions_the_rest_works(clean, tmp_path_factor
 
 
 def test_sdist_holds_the_sources_and_no_build():
-    [sdist] = (ROOT / "dist").glob(f"gopher_mirror-{gopher.__version__}.tar.gz")
-    with tarfile.open(sdist) as archive:
+    with tarfile.open(dist.sdist()) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     tracked = subprocess.run(
         ["git", "ls-files", "gopher", "tests", "packaging", "docs"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -13,6 +14,13 @@ from tests.support import netns
 def need(*programs: str) -> None:
     """Skip, or in CI fail, unless these are installed."""
     missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        refuse(f"not installed: {', '.join(missing)}")
+
+
+def need_modules(*names: str) -> None:
+    """Skip, or in CI fail, unless Python has these."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         refuse(f"not installed: {', '.join(missing)}")
 
