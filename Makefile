@@ -46,6 +46,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@# Whether the stubs say what the extensions are.
+	$(BIN)/stubtest --concise --ignore-disjoint-bases --ignore-unused-allowlist --allowlist tests/support/stubtest.txt \
+	    $(subst /,.,$(basename $(filter %.pyi,$(call in_folders,gopher))))
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint gopher
 	$(BIN)/codespell
 	@# A performance hint means that code without the GIL takes it after all, to look for an exception.
