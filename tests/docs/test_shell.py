@@ -4,6 +4,9 @@ Each page has a machine of its own (`tests.support.stage`), where its blocks are
 until it is interrupted is: it has to become ready, to mirror what clients then send, to end with status 0 at SIGINT,
 and to have accounts that add up. Lines that follow in its block are typed while it runs. The tour is typed by
 test_tour.py.
+
+Those for a container engine or a cluster are typed by tests of their own: `docker` is Podman, and kubectl talks with a
+stand-in (`tests.support.cluster`).
 """
 
 import contextlib
@@ -26,6 +29,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 
 from gopher.cli import read_plan
 from gopher.config import CaptureConfig, RelayConfig
@@ -33,27 +37,31 @@ from tests.support import netns
 from tests.support.accounts import assert_accounts, assert_relay_accounts
 from tests.support.certificates import Authority
 from tests.support.clients import exchange, get
+from tests.support.cluster import Cluster
 from tests.support.command import assert_clean
-from tests.support.needs import need, need_namespaces
+from tests.support.needs import need, need_modules, need_namespaces
 from tests.support.pages import PAGES, ROOT, blocks
+from tests.support.podman import BUILD, BUILD_S
 from tests.support.relay import RelayProcess, receive_until_end
 from tests.support.servers import Nginx, RecordingSink
 from tests.support.stage import NAMES, Site, Stage, path_with
 from tests.support.terminal import Terminal
 
 TOUR = ROOT / "docs/tour.md"
+DAEMONSET = ROOT / "packaging/kubernetes/daemonset.yaml"
 # The same block on several pages is typed on the last one.
 BLOCKS = list({block.text: block for page in PAGES for block in blocks(page) if block.language == "sh"}.values())
 TYPED = sorted({block.page for block in BLOCKS} - {TOUR})
 
-# What cannot be typed here, and why. Settings that follow on `docker run` are read all the same.
-NOT_RUN = {
-    "docker": "needs a container engine",
-    "kubectl": "needs a cluster",
-    "make": "its targets are what other tests run",
-    "systemctl": "needs a service manager that runs: tests/packaging/test_service.py",
+# What needs more than a machine: where it is typed.
+ELSEWHERE = {
+    "docker": "test_containers_do_what_they_should",
+    "kubectl": "test_cluster_gets_what_it_should",
+    "systemctl": "tests/packaging/test_service.py, for it needs a service manager that runs",
 }
-PROGRAMS = ("curl", "ip", "nginx", "pidof", "setcap", "setpriv", "tcpdump")
+PROGRAMS = ("curl", "ip", "make", "nginx", "pidof", "setcap", "setpriv", "tcpdump")
+# Of these make only says what it would do: whoever runs this test has typed the first, which does the second.
+ONLY_SAID = ("make test", "make wheel")
 ENDS_BY_ITSELF = {"--version", "--check-config", "--read"}
 # What a line says, and what a gopher that runs says to it.
 SAYS = {"curl": "gopher_captured_bytes_total", "grep": "CapEff:\t0000000000000000\n"}
@@ -63,6 +71,8 @@ STANDBY = "gopher --config gopher.toml --user nobody"
 # a right by the file captures.
 BEFORE = {"/opt/gopher/bin/pip install dist/": "/opt/gopher/bin/pip uninstall --yes gopher-mirror"}
 AFTER = {"setcap": "setpriv --reuid nobody --regid nogroup --clear-groups gopher -c -p 80 -u machineB:3280"}
+# `docker run --network container:shop`
+SHOP = "shop"
 COMPLETIONS = ("bash-completion/completions", "zsh/vendor-completions", "fish/vendor_completions.d")
 REQUEST = b"GET /short/ HTTP/1.1\r\nHost: shop\r\n\r\n"
 DEADLINE_S = 30.0
@@ -117,9 +127,15 @@ def test_syntax_and_settings(block, tmp_path):
                 assert configuration(arguments, block.page, tmp_path)
 
 
-def test_what_is_not_run_is_there():
-    typed = {words_of(line)[0] for block in BLOCKS if block.page != TOUR for line in lines_of(block.text)}
-    assert NOT_RUN.keys() <= typed
+def pages_with(program):
+    """Those that tell to type it."""
+    return sorted(
+        {block.page for block in BLOCKS if any(words_of(line)[0] == program for line in lines_of(block.text))}
+    )
+
+
+def test_what_is_typed_elsewhere_is_there():
+    assert all(map(pages_with, ELSEWHERE))
 
 
 # -- the machine ------------------------------------------------------------------------------------------------------
@@ -200,11 +216,36 @@ def reader(place, wheels, authority):
             yield reader
 
 
-@pytest.mark.parametrize("page", TYPED, ids=lambda page: str(page.relative_to(ROOT)))
+def of_pages(pages):
+    return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@of_pages(TYPED)
 def test_page_does_what_it_says(reader, page):
-    reader.open(page)
-    for block in (block for block in BLOCKS if block.page == page):
-        reader.type(block.text)
+    reader.read(page, lambda word: word not in ELSEWHERE)
+
+
+@of_pages(pages_with("docker"))
+def test_containers_do_what_they_should(docker, reader, page):
+    reader.docker = docker
+    reader.read(page, lambda word: word == "docker")
+
+
+@of_pages(pages_with("kubectl"))
+def test_cluster_gets_what_it_should(reader, page, tmp_path):
+    need("kubectl")
+    need_modules("kubernetes_validate")
+    config = tmp_path / "config"
+    with Cluster(reader.site.production, config) as cluster:
+        reader.environment |= {"KUBECONFIG": str(config), "HOME": str(tmp_path)}
+        reader.read(page, lambda word: word == "kubectl")
+    namespace = cluster.objects["/api/v1/namespaces/mirror"]
+    assert namespace["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "privileged"}
+    daemonset = cluster.objects["/apis/apps/v1/namespaces/mirror/daemonsets/gopher"]
+    assert daemonset["spec"] == yaml.safe_load(DAEMONSET.read_text())["spec"]
+    # Another one would not have been taken.
+    broken = yaml.safe_load(DAEMONSET.read_text().replace("hostNetwork:", "hostNetworks:"))
+    assert cluster.answer("POST", "/apis/apps/v1/namespaces/mirror/daemonsets", broken)[0] == 422
 
 
 # -- who reads and types ----------------------------------------------------------------------------------------------
@@ -214,7 +255,7 @@ class Started:
     """What was typed and runs: entering starts it, leaving kills it if it still runs.
 
     Args:
-        stage: where.
+        stage: where; None for outside, where Docker's service is.
         argv: the command.
         said: a file for what it says.
         environment: all of it.
@@ -229,7 +270,8 @@ class Started:
 
     def __enter__(self):
         with self._said.open("w") as output:
-            self._process = self._stage.popen(
+            popen = self._stage.popen if self._stage else subprocess.Popen
+            self._process = popen(
                 self._argv,
                 cwd=ROOT,
                 env=self._environment,
@@ -264,7 +306,8 @@ class Started:
 
     def wait(self):
         """Its end, which has to be a good one. Returns what it said."""
-        wait_until(lambda: self._process.poll() is not None, lambda: f"the end of\n{self.said}")
+        deadline_s = BUILD_S if self.line == BUILD else DEADLINE_S
+        wait_until(lambda: self._process.poll() is not None, lambda: f"the end of\n{self.said}", deadline_s)
         assert self._process.returncode == 0, self.said
         assert_clean(self.said)
         return self.said
@@ -296,8 +339,8 @@ class Watched(Started):
         return self.said
 
 
-def wait_until(condition, what):
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(condition, what, deadline_s=DEADLINE_S):
+    deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline, f"waited for {what()}"
         time.sleep(0.01)
@@ -325,14 +368,22 @@ class Gopher:
 
 
 class Reader:
-    """Types lines. A relay is for machineB, unless it listens on loopback only; all else for production's machine."""
+    """Types lines. A relay is for machineB, unless it is in a container or listens on loopback only; all else for
+    production's machine.
+
+    Attributes:
+        site: the network.
+        docker: the command, for pages that type it.
+        environment: of the shell.
+    """
 
     def __init__(self, site, stage, place, authority):
-        self._site = site
+        self.site = site
+        self.docker = None
         self._stage = stage
         self._place = place
         self._authority = authority
-        self._environment = {
+        self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "GOPHER_"))},
             "PATH": path_with("/opt/gopher/bin", Path(sys.executable).parent),
             "PIP_CONFIG_FILE": os.devnull,
@@ -357,7 +408,13 @@ class Reader:
     def __exit__(self, *exc_info):
         self._stack.close()
 
-    def open(self, page):
+    def read(self, page, types):
+        """Type the blocks of a page, but only lines whose first word is one that he types."""
+        self._open(page)
+        for block in (block for block in BLOCKS if block.page == page):
+            self._type([line for line in lines_of(block.text) if types(words_of(line)[0])])
+
+    def _open(self, page):
         """The files that the page shows are there."""
         self._page = page
         files = {
@@ -368,12 +425,13 @@ class Reader:
         for name, text in files.items():
             self._stage.path(name).write_text(text)
 
-    def type(self, text):
-        """A block; a gopher of it runs until the next one, or to the end."""
-        lines = [line for line in lines_of(text) if words_of(line)[0] not in NOT_RUN]
+    def _type(self, lines):
+        """Those of a block; a gopher of it runs until the next one, or to the end."""
         given = [own_part(words_of(line)) or () for line in lines]
-        # Both sides of a link run at the same time.
-        linked = any("-c" in each for each in given) and any("-r" in each for each in given)
+        # Both sides of a link run at the same time. Containers are shown one by one.
+        linked = not any(line.startswith("docker") for line in lines) and all(
+            any(mode in each for each in given) for mode in ("-c", "-r")
+        )
         for line, arguments in zip(lines, given, strict=True):
             if not arguments:
                 self._other(line)
@@ -394,22 +452,32 @@ class Reader:
         argv = namespace.command("bash", "-c", line)
         kind = Watched if "--live" in line else Started
         said = self._place / f"said-{next(self._serials)}"
-        return self._stack.enter_context(kind(self._stage, argv, said, {**self._environment, **environment}))
+        variables = {**self.environment, **environment}
+        stage = self._stage
+        if line.startswith("docker"):
+            # Its service is no part of the stage, has all of /sys, and builds with a network of its own.
+            stage = None
+            variables |= self.docker.environment(environment, hosts=namespace.hosts)
+            own = [] if line.startswith("docker build") else ["nsenter", f"--net=/run/netns/{namespace.name}"]
+            argv = [*own, "bash", "-c", line]
+        return self._stack.enter_context(kind(stage, argv, said, variables))
 
     def _finish(self, line, **environment):
         """Type a line that ends by itself. Returns what it says."""
-        return self._start(line, self._site.production, **environment).wait()
+        return self._start(line, self.site.production, **environment).wait()
 
     def _other(self, line):
         """Not gopher. Who asks for one that runs gets one."""
         if "pidof -x gopher" in line and not self._running:
             self._begin(STANDBY, own_part(words_of(STANDBY)))
         if line.startswith("tcpdump"):
-            tcpdump = self._start(line, self._site.production)
+            tcpdump = self._start(line, self.site.production)
             tcpdump.wait_for("listening on")
-            with self._mirrored(self._site.outside, self._site.production, Site.TUNNEL, (80,)):
+            with self._mirrored(self.site.outside, self.site.production, Site.TUNNEL, (80,)):
                 tcpdump.wait()
             return
+        if line in ONLY_SAID:
+            line += " --dry-run"
         for before in of(line, BEFORE):
             self._finish(before)
         said = self._finish(line)
@@ -423,7 +491,7 @@ class Reader:
         """A gopher that mirrors from a file what was captured last."""
         report = self._place / f"report-{next(self._serials)}"
         config = configuration(arguments, self._page, self._place)
-        ends = self._ends(config.mirror.upstreams, config.source.ports, self._site.production)
+        ends = self._ends(config.mirror.upstreams, config.source.ports, self.site.production)
         self._finish(line, GOPHER_REPORT=str(report), PYTHONWARNINGS="default")
         assert_accounts(json.loads(report.read_text()))
         assert_arrived(ends, self._sent, whole=True)
@@ -433,9 +501,10 @@ class Reader:
         """A gopher that runs until it is interrupted."""
         report = str(self._place / f"report-{next(self._serials)}")
         config = configuration(arguments, self._page, self._place, {"GOPHER_REPORT": report})
-        site = self._site
+        site = self.site
         if isinstance(config, RelayConfig):
-            where = site.production if config.listen_host == "127.0.0.1" else site.machine_b
+            elsewhere = config.listen_host == "127.0.0.1" or line.startswith("docker")
+            where = site.production if elsewhere else site.machine_b
             ends = self._ends(config.upstreams, (80,), where)
         else:
             where = site.production
@@ -444,6 +513,10 @@ class Reader:
         if "pidof -s shop" in line:
             shop = self._start("exec -a shop sleep infinity", site.container)
             wait_until(lambda: shop.command[0] == "shop", lambda: "the server in the container")
+        if f"--network container:{SHOP}" in line:
+            own = ("--detach", f"--name={SHOP}", f"--network=ns:/run/netns/{site.container.name}")
+            self.docker("run", *own, self.docker.base, "sleep", "infinity", hosts=site.container.hosts)
+            self._stack.callback(self.docker, "rm", "--force", "--time=0", SHOP)
         started = self._start(line, where, GOPHER_REPORT=report, PYTHONWARNINGS="default")
         self._running.append(Gopher(started, config, where, ends))
         started.wait_for("gopher: relaying on" if isinstance(config, RelayConfig) else "gopher: capturing on")
@@ -455,7 +528,8 @@ class Reader:
         ends = [end for each in self._running for end in each.ends]
         if captures:
             config = captures[0].config
-            route = self._route(config.source, "nsenter" in captures[0].started.line)
+            inside = any(each in captures[0].started.line for each in ("nsenter", "--network container"))
+            route = self._route(config.source, inside)
             whole = config.mirror.sample_ratio == 1
             with self._mirrored(*route, config.source.ports, clients=CLIENTS if whole else MANY_CLIENTS) as self._sent:
                 assert_arrived(ends, self._sent, whole=whole)
@@ -483,7 +557,7 @@ class Reader:
         if upstream.scheme == "dir":
             return Files(self._stage.path(upstream.path))
         host = "127.0.0.1" if upstream.host == "localhost" else NAMES.get(upstream.host, upstream.host)
-        namespace = self._site.namespace_of(host, own)
+        namespace = self.site.namespace_of(host, own)
         if upstream.scheme == "tls":
             certificate = self._authority.issue(upstream.host)
             place = Path(tempfile.mkdtemp(dir=self._place))
@@ -497,7 +571,7 @@ class Reader:
 
     def _route(self, source, inside):
         """Client, server and the server's address, for a capture there."""
-        site = self._site
+        site = self.site
         if source.decap:
             return site.outside, site.production, Site.TUNNEL
         if inside or source.interface == "docker0":
@@ -522,10 +596,12 @@ class Reader:
     def _relayed(self, relay, ends):
         """Clients of the relay itself get the upstream's answers."""
         [port] = relay.config.ports
-        if relay.where is self._site.machine_b:
-            near, address = self._site.outside, NAMES["machineB"]
-        else:
+        if relay.where is self.site.machine_b:
+            near, address = self.site.outside, NAMES["machineB"]
+        elif relay.config.listen_host == "127.0.0.1":
             near, address = relay.where, "127.0.0.1"
+        else:
+            near, address = self.site.outside, Site.PRODUCTION
         for _ in range(CLIENTS):
             with near.connect((address, port)) as client:
                 client.sendall(REQUEST)

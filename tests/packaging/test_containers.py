@@ -18,6 +18,7 @@ from gopher.cli import parse
 from gopher.config import CaptureConfig
 from tests.support import dist
 from tests.support.needs import need_modules
+from tests.support.pages import blocks
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -98,6 +99,17 @@ def test_daemonset_follows_the_schema_of_kubernetes(version):
 def test_daemonset_that_breaks_the_schema_is_found(tmp_path):
     (tmp_path / "daemonset.yaml").write_text(DAEMONSET.read_text().replace("hostNetwork:", "hostNetworks:"))
     assert validate(tmp_path / "daemonset.yaml").returncode != 0
+
+
+def test_sidecar_follows_the_schema_of_kubernetes(tmp_path):
+    [text] = [block.text for block in blocks(ROOT / "docs/howto/kubernetes.md") if block.language == "yaml"]
+    pod = yaml.safe_load(text)
+    (tmp_path / "pod.yaml").write_text(
+        yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "shop"}, "spec": pod})
+    )
+    done = validate(tmp_path / "pod.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert isinstance(parse(pod["containers"][1]["args"]), CaptureConfig)
 
 
 def test_daemonset_gives_one_capability_and_options_that_gopher_takes():

@@ -39,15 +39,20 @@ class Namespace:
     Args:
         label: tells the namespaces of one test apart.
         hosts: names that programs started inside resolve, by /etc/netns/NAME/hosts.
+
+    Attributes:
+        name: as `ip netns` has it, which keeps it in /run/netns.
+        hosts: the file of names.
     """
 
     def __init__(self, label: str, hosts: Mapping[str, str] | None = None) -> None:
         self.name = f"gopher-{os.getpid()}-{next(_serials)}-{label}"
         self._etc = Path("/etc/netns") / self.name
+        self.hosts = self._etc / "hosts" if hosts else Path("/etc/hosts")
         if hosts:
             self._etc.mkdir(parents=True)
             lines = [f"{address} {name}\n" for name, address in hosts.items()]
-            (self._etc / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
+            self.hosts.write_text("127.0.0.1 localhost\n" + "".join(lines))
         subprocess.run(["ip", "netns", "add", self.name], check=True)
         # A network namespace belongs to a thread; sockets stay in the one they were made in, whoever uses them.
         self._thread = ThreadPoolExecutor(max_workers=1, initializer=self._enter)

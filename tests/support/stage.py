@@ -87,11 +87,12 @@ NAMES = {
     "shadow": "10.77.1.6",
     "staging": "10.77.1.7",
     "shadow.example.com": "10.77.1.8",
+    "shop": "10.77.1.9",
 }
 
 
 class Site:
-    """outside 10.77.1.1 (and .4 to .8) -- bridge -- eth0, 10.77.1.2 production, and eth0, 10.77.1.3 machineB.
+    """outside 10.77.1.1 (and .4 to .9) -- bridge -- eth0, 10.77.1.2 production, and eth0, 10.77.1.3 machineB.
 
     Production has more devices: eth1 to a backend, 10.77.3.1 (outside), a tunnel in VXLAN over eth0, 10.99.0.1
     (outside) to 10.99.0.2, and docker0 to the container 172.17.0.2. Clients have addresses of 10.78.0.0/16.
@@ -156,6 +157,10 @@ class Site:
             _ip(namespace, *(f"address add {each} dev {device}" for each in addresses), f"link set {device} up")
         _ip(outside, "link set port1 up", "link set port2 up", "route add local 10.78.0.0/16 dev lo")
         _ip(production, "link set veth1 up", "route add 10.78.0.0/16 via 10.77.1.1")
+        # A host of containers passes on what they send.
+        production.run("sysctl", "--quiet", "--write", "net.ipv4.ip_forward=1")
+        _ip(self.container, "route add default via 172.17.0.1")
+        _ip(outside, f"route add 172.17.0.0/16 via {self.PRODUCTION}")
 
 
 def _ip(namespace: Namespace, *commands: str) -> None:
