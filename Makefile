@@ -99,10 +99,11 @@ build/in-sdist build/in-wheel: FORCE
 
 sdist: $(SDIST)
 
+# Not isolated: another Cython would write all its C anew, beside which what make has compiled is old.
 $(SDIST): .venv/package build/in-sdist $(SDIST_FILES)
 	$(BIN)/python packaging/host_files.py packaging/generated
 	rm -f dist/*.tar.gz
-	$(BIN)/python -m build --sdist --outdir dist .
+	$(BIN)/python -m build --quiet --sdist --no-isolation --outdir dist .
 
 wheel: $(WHEEL)
 
