@@ -60,7 +60,7 @@ cdef class Queue:
     cpdef drop_oldest(self)
 
 
-cdef class Waiting:
+cdef class _Waiting:
     cdef bytes data
     cdef Py_ssize_t overhead            # bytes at its beginning that are not the client's
     cdef int64_t captured_ns
@@ -83,7 +83,7 @@ cdef class Connection(Outlet):
     cdef readonly object owner          # whose stream this is; the pump's user finds its way back by it
     cdef RequestFramer _requests        # borrowed state: what has been asked on this stream
     cdef HttpFramer _responses          # what has been answered on this connection
-    cdef Queue _queue                   # of Waiting: what the socket has not taken; None while nothing ever waited
+    cdef Queue _queue                   # of _Waiting: what the socket has not taken; None while nothing ever waited
     cdef Py_ssize_t _head               # bytes of the oldest that it has taken
     cdef Py_ssize_t _pending            # the client's bytes among `queued`
     cdef Py_ssize_t _memory             # what _queue takes, bytes

@@ -1,6 +1,6 @@
 """Many upstream sockets served in batches from one epoll descriptor."""
 
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, final
 
 from gopher._runs import ByteRun
 from gopher.http.framing import RequestFramer
@@ -66,6 +66,7 @@ class Pump:
 
 _ItemT = TypeVar("_ItemT")
 
+@final
 class Queue(Generic[_ItemT]):
     """First in, first out."""
 

@@ -292,7 +292,7 @@ cdef class Queue:
 
 @cython.final
 @cython.freelist(64)
-cdef class Waiting:
+cdef class _Waiting:
     """A run of bytes in a connection's queue."""
 
 
@@ -549,7 +549,7 @@ cdef class Connection(Outlet):
     cdef void _append(self, bytes data, Py_ssize_t overhead, Py_ssize_t taken):
         cdef Py_ssize_t length = PyBytes_GET_SIZE(data)
         cdef Py_ssize_t pending = _behind(overhead, taken, length)
-        cdef Waiting waiting = Waiting.__new__(Waiting)
+        cdef _Waiting waiting = _Waiting.__new__(_Waiting)
         waiting.data = data
         waiting.overhead = overhead
         waiting.captured_ns = self._pump.captured_ns
@@ -612,7 +612,7 @@ cdef class Connection(Outlet):
 
     cdef int _flush(self):
         """Send from the queue. Returns 0 or a negative errno."""
-        cdef Waiting oldest
+        cdef _Waiting oldest
         cdef Py_ssize_t taken, counted, length
         while self.queued:
             oldest = self._queue.oldest()
