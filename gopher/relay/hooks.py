@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from gopher.errors import BodyError, ConfigError
+from gopher.errors import BodyError, ConfigError, leaves_of
 from gopher.relay.exchange import Connection, Exchange
 
 if TYPE_CHECKING:
@@ -152,7 +152,10 @@ def _function(path: str, name: str, value: Any) -> _Function:
 
 
 def _describe(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""  # the script's own exception, which cannot say what it is; its type still can
     text = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -462,7 +465,11 @@ class Scripts:
             if not error.cut:
                 self._failed(script, function, line or function.line, error)
             return False
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            # All but the relay's own end is the script's, asyncio.CancelledError and GeneratorExit too: signals come
+            # another way, so a KeyboardInterrupt is none.
+            if any(isinstance(leaf, trio.Cancelled) for leaf in leaves_of(error)):
+                raise
             self._failed(script, function, line or function.line, error)
             return False
         finally:

@@ -164,6 +164,32 @@ def test_function_that_raises_has_not_happened(tmp_path, define):
     ]
 
 
+@pytest.mark.parametrize("define", ["def", "async def"])
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("asyncio.CancelledError", "CancelledError"),
+        ("GeneratorExit", "GeneratorExit"),
+        ("KeyboardInterrupt", "KeyboardInterrupt"),
+        ("Mute", "Mute"),
+    ],
+)
+def test_whatever_a_function_raises_is_its_failure(tmp_path, define, raised, told):
+    text = (
+        "import asyncio\n"
+        "class Mute(Exception):\n"
+        "    def __str__(self):\n"
+        "        raise self\n"
+        f"{define} request(exchange):\n"
+        f"    raise {raised}\n"
+    )
+    [script] = load(tmp_path, text)
+    stage = play([script], ("request", a_slot()))
+    assert stage.counts == [{"calls": 1, "failures": 1}]
+    [line] = stage.told
+    assert line.startswith(f"script {script.path}:6: request() failed: {told}; ")
+
+
 def test_failure_is_told_once_and_counted_each_time(tmp_path):
     [script] = load(
         tmp_path,
