@@ -34,7 +34,7 @@ from gopher.plan import EXAMPLE, SHARED, Plan, is_for, make_mirrors
 from gopher.relay.rulefile import read_rules
 from gopher.relay.rules import AUTO, parse_rule
 from gopher.settings import from_environment, from_options, misspelt, table
-from gopher.stdout import flush_all, to_stdout
+from gopher.stdout import flush_all, keep_standard_descriptors, to_stdout
 from gopher.supervisor import supervise
 from gopher.tomlfile import LIMIT_BYTES, read_toml
 
@@ -225,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after `--help` and `--version`.
         Exception: a bug, with its traceback.
     """
+    keep_standard_descriptors()
     words = sys.argv[1:] if argv is None else argv
     log = Log(_log_format(words, os.environ))
     return _guarded(partial(_main, words, log), log)

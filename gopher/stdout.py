@@ -11,7 +11,18 @@ from gopher.errors import GopherError
 if TYPE_CHECKING:
     from typing import TextIO
 
-__all__ = ["flush_all", "to_stdout"]
+__all__ = ["flush_all", "keep_standard_descriptors", "to_stdout"]
+
+
+def keep_standard_descriptors() -> None:
+    """Open those of 0, 1 and 2 that are closed, on nothing. To be called first.
+
+    Else the next socket would get such a number, and what libraries, or a child's interpreter, write to stderr would go
+    to whoever is at its other end.
+    """
+    while (lowest_free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(lowest_free, True)
+    os.close(lowest_free)
 
 
 def to_stdout(text: str) -> None:
@@ -29,6 +40,11 @@ def to_stdout(text: str) -> None:
         return  # `gopher --help | head -1`: whoever reads it has seen enough
     except OSError as error:
         raise GopherError(f"cannot write to stdout: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        raise GopherError(
+            f"cannot write to stdout: {error.object[error.start]!r} is not in its encoding, {error.encoding}",
+            hint="set PYTHONIOENCODING=utf-8",
+        ) from error
 
 
 def flush_all() -> None:

@@ -357,6 +357,20 @@ def test_what_was_asked_for_and_cannot_be_printed_is_an_error(arguments, stdout,
     assert (result.returncode, result.stderr) == (1, f"gopher: error: cannot write to stdout: {reason}\n")
 
 
+def test_closed_standard_descriptors_are_nobody_elses():
+    code = "import os, gopher.stdout as s; s.keep_standard_descriptors(); print(*map(os.readlink, " + (
+        "[f'/proc/self/fd/{number}' for number in (0, 2)]), os.open('/', os.O_RDONLY) > 2)"
+    )
+    result = run_shell(f'{sys.executable} -c "{code}" <&- 2>&-', stdout=subprocess.PIPE)
+    assert result.stdout == "/dev/null /dev/null True\n"
+
+
+def test_character_that_stdout_cannot_say_is_named():
+    result = run_shell(f"PYTHONIOENCODING=ascii {GOPHER} -c -p 80 -u bücher --check-config")
+    assert result.returncode == 1
+    assert result.stderr.startswith("gopher: error: cannot write to stdout: '\\xfc' is not in its encoding, ascii\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("streams", [">&- 2>&-", "2>/dev/full"])
 @pytest.mark.parametrize("mirrors", [1, 2])
