@@ -13,6 +13,7 @@ import dataclasses
 import http.client
 import importlib.util
 import json
+import math
 import os
 import platform
 import re
@@ -394,10 +395,12 @@ class Gopher(Process):
         return json.loads(self._report.read_text())
 
 
-def wait_until_settled(count: Callable[[], int], quiet_s: float, interval_s: float = 0.02) -> int:
-    """Poll `count()` until it has not changed for `quiet_s`; returns it."""
+def wait_until_settled(
+    count: Callable[[], int], quiet_s: float, interval_s: float = 0.02, *, expected: float = math.inf
+) -> int:
+    """Poll `count()` until it has not changed for `quiet_s`, or is what it should come to; returns it."""
     value, since = count(), time.monotonic()
-    while time.monotonic() - since < quiet_s:
+    while value < expected and time.monotonic() - since < quiet_s:
         time.sleep(interval_s)
         if (now := count()) != value:
             value, since = now, time.monotonic()

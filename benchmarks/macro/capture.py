@@ -188,9 +188,8 @@ def gopher_round(options, bench: Bench) -> dict:
             ours_s = sum(gopher.cpu_s()) - sum(gopher_warm) + sum(sink.cpu_s()) - sum(sink_warm)
             served = harness.wait_until_settled(production.requests, 0.1)
             expected = len(sink.ports[: options.upstreams]) * (served - served_before)
-            arrived = sink.requests() - arrived_before
-            if arrived < expected:
-                arrived = harness.wait_until_settled(sink.requests, 1.0) - arrived_before
+            counted = harness.wait_until_settled(sink.requests, 1.0, expected=arrived_before + expected)
+            arrived = counted - arrived_before
             user_s, system_s = (now - warm for now, warm in zip(gopher.cpu_s(), gopher_warm, strict=True))
             resident, ring = gopher.peak_resident_mib(), gopher.ring_mib()
             resident_now = gopher.resident_mib()

@@ -14,6 +14,7 @@ The front, gopher, the floor and the shadow share one core; production and the l
 
 from __future__ import annotations
 
+import math
 import selectors
 import socket
 import statistics
@@ -58,7 +59,9 @@ FRONTS = {"nginx": proxies.Nginx, "Envoy": proxies.Envoy}
 # -- CPU ---------------------------------------------------------------------------------------------------------------
 
 
-def paced(options, bench: capture.Bench, process: harness.Process, port: int | None = None) -> dict:
+def paced(
+    options, bench: capture.Bench, process: harness.Process, port: int | None = None, *, mirrors: bool = True
+) -> dict:
     """CPU of `process` per request of a paced load on production or on `port`; and what the sink counted meanwhile."""
     sink = bench.sink
     arrived_before = sink.requests()
@@ -66,7 +69,8 @@ def paced(options, bench: capture.Bench, process: harness.Process, port: int | N
         cpu_s = sum(process.cpu_s())
         requests = load.wait()["requests"]
         cpu_s = sum(process.cpu_s()) - cpu_s
-    arrived = harness.wait_until_settled(sink.requests, 0.3) - arrived_before
+    expected = arrived_before + requests if mirrors else math.inf
+    arrived = harness.wait_until_settled(sink.requests, 1.0, expected=expected) - arrived_before
     return {"requests": requests, "arrived": arrived, "cpu_us": cpu_s / requests * 1e6}
 
 
@@ -78,7 +82,7 @@ def cpu_round(options, fronts: list[str], bench: capture.Bench) -> dict:
             front_directory = bench.directory / f"{name}-{mirrors}"
             with FRONTS[name](front_directory, production.port, mirror_to=sink.port if mirrors else None) as front:
                 key = f"{name}, mirroring" if mirrors else name
-                done[key] = paced(options, bench, front, front.port)
+                done[key] = paced(options, bench, front, front.port, mirrors=mirrors)
     with bench.gopher(options) as gopher:
         done["gopher"] = paced(options, bench, gopher)
         done["gopher"]["delivered_bytes"] = gopher.end()["upstreams"][0]["delivered_bytes"]

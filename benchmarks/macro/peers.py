@@ -108,9 +108,7 @@ def mirror_round(options, bench: capture.Bench, *mirror: harness.Process) -> dic
             time.sleep(options.seconds)
             load.freeze()
         served = harness.wait_until_settled(production.requests, 0.1) - served_before
-        arrived = sink.requests() - arrived_before
-        if arrived < served:
-            arrived = harness.wait_until_settled(sink.requests, QUIET_S) - arrived_before
+        arrived = harness.wait_until_settled(sink.requests, QUIET_S, expected=arrived_before + served) - arrived_before
         used_s = cpu_s() - cpu_before
     return {
         "requests": served,
