@@ -22,6 +22,7 @@ HOT = ("gopher._reassembly", "gopher.http.framing")
 LINUX_ONLY = (
     "gopher._pump",
     "gopher.capture._ring",
+    "gopher.capture.figures",
     "gopher.capture.mirror",
     "gopher.relay._tunnel",
     "gopher.relay.channel",

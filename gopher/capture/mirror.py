@@ -38,7 +38,7 @@ from gopher.upstreams.tcp import Address, TcpUpstream
 from gopher.upstreams.upstream import StreamCopy, Upstream, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable
 
     from gopher._fastpath import Event, Flow
     from gopher.capture.source import PacketSource
@@ -458,7 +458,7 @@ class Mirror:
     # -- accounts --------------------------------------------------------------------------------------------------
 
     @property
-    def upstreams(self) -> Sequence[Upstream]:
+    def upstreams(self) -> list[Upstream]:
         """All that have an account, in the order of the report."""
         return self._roster.known
 

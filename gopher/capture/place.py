@@ -19,7 +19,7 @@ import trio
 
 from gopher.capture.fanout import unread
 from gopher.capture.figures import SharedFigures
-from gopher.capture.worker import FIGURES, MESSAGE_BYTES
+from gopher.capture.worker import KNOWN_LIMIT, MESSAGE_BYTES
 from gopher.errors import GopherError
 from gopher.notify import ServiceManager
 from gopher.observe.summing import LastFigures, from_wire, left_by_dead, sum_reports, with_packets
@@ -97,9 +97,9 @@ class Place:
                 start_new_session=True,
             )
         self._told = {}
-        memory = SharedFigures.allocate(FIGURES)
+        memory = SharedFigures.allocate(KNOWN_LIMIT)
         try:
-            self._figures = SharedFigures(memory, FIGURES)
+            self._figures = SharedFigures(memory, KNOWN_LIMIT)
             socket.send_fds(ours, [pickle.dumps(setup)], [memory])
         finally:
             os.close(memory)

@@ -33,21 +33,19 @@ from gopher.control import Control
 from gopher.errors import GopherError, leaves_of
 from gopher.notify import ServiceManager
 from gopher.observe.log import Log
-from gopher.observe.summing import LastFigures, to_wire
+from gopher.observe.summing import to_wire
 from gopher.privileges import drop_rights, find_user, prepare
 from gopher.supervisor import die_with_parent
 
 if TYPE_CHECKING:
     from gopher.capture.source import PacketSource
 
-__all__ = ["FIGURES", "KNOWN_LIMIT", "MESSAGE_BYTES", "Setup", "main"]
+__all__ = ["KNOWN_LIMIT", "MESSAGE_BYTES", "Setup", "main"]
 
 MESSAGE_BYTES: Final = 1 << 20
 """More than a message may have: the kernel's bound for a datagram is its send buffer, 416 KiB at most by default."""
 KNOWN_LIMIT: Final = 128
 """Upstreams of one run, also those that were removed: each takes up to 2.5 KiB of a report, which is one message."""
-FIGURES: Final = 1 + len(LastFigures._fields) * KNOWN_LIMIT
-"""How many numbers a worker may share with the supervisor: packets processed, and `LastFigures` of each upstream."""
 # How old the accounts may be that the supervisor has without asking; telling them costs up to half a millisecond.
 TELL_S: Final = 0.5
 # Where there are many connections a snapshot takes longer, but never more than this share of a core.
@@ -76,7 +74,7 @@ def main(descriptor: int) -> int:
     with socket.socket(fileno=descriptor) as channel:
         message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
         setup: Setup = pickle.loads(message)
-        figures = SharedFigures(descriptors[0], FIGURES)
+        figures = SharedFigures(descriptors[0], KNOWN_LIMIT)
         os.close(descriptors[0])
         _prctl(_PR_SET_NAME, f"gopher worker {setup.place}".encode())
         die_with_parent(setup.supervisor, signal.SIGKILL)
@@ -175,12 +173,7 @@ class _WorkerRun(CaptureRun):
         return False
 
     def _turned(self) -> None:
-        numbers = [self._mirror.reassembler.packets]
-        for upstream in self._mirror.upstreams:
-            ledger = upstream.ledger
-            numbers += [ledger.captured, ledger.delivered]
-            numbers += [upstream.connections_captured, upstream.connections_delivered]
-        self._figures.write(numbers)
+        self._figures.write(self._mirror.reassembler.packets, self._mirror.upstreams)
 
     def _signature(self) -> tuple[int, ...]:
         """What changes whenever the accounts do, and costs little."""

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from gopher._fastpath import Reassembler, StreamData, pack_batch
+from gopher._pump import Budget
 from gopher.capture.figures import SharedFigures
 from gopher.capture.memory import SUPERVISOR_BYTES
 from gopher.capture.shares import kernel_shares, worker_config, worker_count, write_path
 from gopher.cli import parse
-from gopher.config import MIB, RING_BLOCK_BYTES
+from gopher.config import MIB, RING_BLOCK_BYTES, MirrorConfig, UpstreamConfig
 from gopher.errors import ConfigError
 from gopher.observe.accounts import (
     ConnectionAccount,
@@ -32,6 +33,7 @@ from gopher.observe.summing import (
     to_wire,
     with_packets,
 )
+from gopher.upstreams.upstream import Upstream
 from tests.support.packets import (
     LINKTYPE_ETHERNET,
     Conversation,
@@ -397,21 +399,38 @@ def test_dead_worker_without_anything_pending_leaves_its_account_as_it_was():
 
 
 def test_figures_outlive_a_writer_that_dies_while_it_writes():
-    memory = SharedFigures.allocate(3)
-    writer, reader = SharedFigures(memory, 3), SharedFigures(memory, 3)
+    limits = MirrorConfig(upstreams=(UpstreamConfig(name="x"),))
+    first, second = (Upstream(limits.upstreams[0], limits, Budget(1)) for _ in range(2))
+    first.ledger.captured, first.ledger.delivered = 1 << 62, -2
+    memory = SharedFigures.allocate(2)
+    writer, reader = SharedFigures(memory, 2), SharedFigures(memory, 2)
     os.close(memory)
     assert reader.read() == ()
-    writer.write([1, -2, 1 << 62])
-    assert reader.read() == (1, -2, 1 << 62)
+    writer.write(1, [first])
+    assert reader.read() == (1, 1 << 62, -2, 0, 0)
 
-    with pytest.raises(struct.error):
-        writer.write([9, 9, "the first two are in the memory"])
-    assert reader.read() == (1, -2, 1 << 62)
-    writer.write([4, 5])
-    assert reader.read() == (4, 5)
-    writer.write([4, 5, 6])
-    assert reader.read() == (4, 5, 6)
+    with pytest.raises(TypeError):
+        writer.write(9, [second, "the first one is in the memory"])
+    assert reader.read() == (1, 1 << 62, -2, 0, 0)
+    writer.write(4, [])
+    assert reader.read() == (4,)
+    writer.write(5, [second, first])
+    assert reader.read() == (5, 0, 0, 0, 0, 1 << 62, -2, 0, 0)
+    with pytest.raises(ValueError, match="room for 2"):
+        writer.write(6, [first, second, first])
     writer.close()
+    reader.close()
+    with pytest.raises(ValueError, match="closed"):
+        reader.read()
+
+
+@pytest.mark.parametrize(("slot", "count", "read"), [(0, -1, 0), (2**63 - 1, 2**63 - 1, 5), (-2, 3, 3)])
+def test_figures_of_a_hostile_writer_are_read_within_their_memory(slot, count, read):
+    memory = SharedFigures.allocate(1)
+    os.pwrite(memory, struct.pack("=13q", slot, count, *range(5), count, *range(5)), 0)
+    reader = SharedFigures(memory, 1)
+    os.close(memory)
+    assert reader.read() == tuple(range(read))
     reader.close()
 
 
