@@ -53,13 +53,9 @@ class Ring:
     def statistics(self) -> tuple[int, int]: ...  # since the last call: packets that came, and those dropped of them
     def close(self) -> None: ...
 
-@final
-class Timer:
-    """A descriptor that is readable from some time on.
+def wait_readable(first: int, second: int, seconds: float) -> int:
+    """Block the thread until one of two descriptors is readable, or a time is over: a day at most. -1 is no descriptor.
 
-    To be woken by one costs a third of what `trio.sleep_until` does, whose end is an exception.
+    Returns:
+        1 if the first one alone is readable, 0 if the time is over, -1 if the second one is or a signal came.
     """
-
-    def fileno(self) -> int: ...
-    def set(self, at_s: float) -> None:
-        """From when on, by `time.monotonic`. Until then it is not readable."""

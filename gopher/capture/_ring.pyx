@@ -16,7 +16,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memmove, memset
-from posix.time cimport CLOCK_MONOTONIC, timespec
+from posix.time cimport timespec
 
 from gopher._sockets cimport SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_ERROR, close, getsockopt, setsockopt, \
     sockaddr, socket
@@ -99,12 +99,13 @@ cdef extern from "<linux/if_packet.h>" nogil:
     int TPACKET_ALIGN(int size)
     enum: TP_STATUS_USER, TP_STATUS_KERNEL, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID
 
-cdef extern from "<sys/timerfd.h>" nogil:
-    struct itimerspec:
-        timespec it_value
-    int timerfd_create(int clock, int flags)
-    int timerfd_settime(int fd, int flags, const itimerspec* setting, itimerspec* before)
-    enum: TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int ppoll(pollfd* descriptors, unsigned long count, const timespec* time_out, const void* signals)
+    enum: POLLIN
 
 cdef extern from *:
     """
@@ -132,6 +133,8 @@ cdef enum:
     ADDRESSES_BYTES = 12
     ETHERNET_BYTES = 14
     ETHERTYPE_VLAN = 0x8100
+    # Infinity is no number of seconds to the kernel.
+    _LONGEST_S = 86400
 
 BLOCK_BYTES = _BLOCK_BYTES
 
@@ -327,34 +330,21 @@ cdef class Ring:
             self._lent -= 1
 
 
-@cython.final
-@cython.auto_pickle(False)
-cdef class Timer:
-    """A descriptor that is readable from some time on. See the stub."""
-
-    cdef int _fd
-
-    def __cinit__(self):
-        self._fd = -1
-
-    def __init__(self):
-        if self._fd >= 0:
-            raise RuntimeError("a Timer is initialised once")
-        self._fd = _check(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC))
-
-    def __dealloc__(self):
-        if self._fd >= 0:
-            close(self._fd)
-
-    def fileno(self):
-        return self._fd
-
-    def set(self, double at_s):
-        cdef itimerspec setting
-        memset(&setting, 0, sizeof(setting))
-        setting.it_value.tv_sec = <long>at_s
-        setting.it_value.tv_nsec = <long>((at_s - setting.it_value.tv_sec) * 1e9)
-        _check(timerfd_settime(self._fd, TFD_TIMER_ABSTIME, &setting, NULL))
+def wait_readable(int first, int second, double seconds):
+    cdef pollfd descriptors[2]
+    cdef timespec time_out
+    cdef int ready
+    descriptors[0].fd = first
+    descriptors[1].fd = second
+    descriptors[0].events = descriptors[1].events = POLLIN
+    seconds = min(max(seconds, 0), _LONGEST_S)
+    time_out.tv_sec = <long>seconds
+    time_out.tv_nsec = <long>((seconds - time_out.tv_sec) * 1e9)
+    with nogil:
+        ready = ppoll(descriptors, 2, &time_out, NULL)
+    if ready <= 0 or descriptors[1].revents:
+        return -1 if ready else 0
+    return 1
 
 
 cdef int _check(int result) except -1:

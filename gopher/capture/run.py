@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from gopher.capture._ring import Timer
 from gopher.capture.bpf import capture_filter
 from gopher.capture.console import Console
+from gopher.capture.intake import Intake, Turn
 from gopher.capture.memory import within_memory
 from gopher.capture.mirror import Mirror
 from gopher.capture.pcapfile import CaptureWriter
 from gopher.capture.shares import worker_count
-from gopher.capture.source import TURN_BYTES, TURN_PACKETS, FileSource, open_source
+from gopher.capture.source import FileSource, open_source
 from gopher.config import CaptureConfig
 from gopher.control import Control, reloaded, say_addresses, summary
 from gopher.errors import CaptureError, ConfigError
@@ -37,9 +37,6 @@ from gopher.privileges import drop_rights, find_user, prepare
 from gopher.upstreams.tcp import Address, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gopher._fastpath import Batch
     from gopher.capture.source import PacketSource
     from gopher.config import UpstreamConfig
     from gopher.upstreams.roster import Change
@@ -50,12 +47,6 @@ __all__ = ["CaptureRun", "Resolved", "reread", "run_capture"]
 TICK_S: Final = 0.25
 # Under load there is always one more batch.
 LAST_LOOK_S: Final = 0.5
-# A turn of the scheduler costs as much as some ten requests, so it comes after several turns of packets.
-TURNS_S: Final = 0.002
-# A wake-up that brings less was the kernel's clock; one that brings more was a block that is full, and the next ones
-# will be too. Then the source is looked at once in a wake-up period, as if blocks had no end.
-BUSY_BYTES: Final = 1 << 16
-INDEX_RECORD_BYTES: Final = 16
 # What a reload changes; everything else needs a restart.
 RELOADED: Final = frozenset(
     {
@@ -220,27 +211,6 @@ def _wildcard_listeners() -> set[int]:
     return ports
 
 
-class Turn:
-    """A lock: whose turn it is to make and handle events. `trio.Lock` costs as much as a small turn does.
-
-    Checkpoint: only while somebody else has it.
-    """
-
-    def __init__(self) -> None:
-        self._taken = False
-        self._waiting = trio.lowlevel.ParkingLot()
-
-    async def __aenter__(self) -> None:
-        while self._taken:
-            await self._waiting.park()
-        self._taken = True
-
-    async def __aexit__(self, *_: object) -> None:
-        self._taken = False
-        if self._waiting:
-            self._waiting.unpark()
-
-
 class CaptureRun:
     """One process's capture, or one worker's share of it.
 
@@ -270,6 +240,8 @@ class CaptureRun:
         self._console = Console(config, source.name, self._mirror.snapshot)
         control.log = self._console.log
         self._turn = Turn()
+        self._intake = Intake(source, self._mirror, self._turn, config.source.wakeup_ms / 1000, self._turned)
+        self._next_tick = trio.CancelScope()
         self._intake_scope = trio.CancelScope()
         self._drain_scope = trio.CancelScope()
 
@@ -278,11 +250,10 @@ class CaptureRun:
         config = self._config
         failure = None
         with contextlib.ExitStack() as closing:
-            write = None
             if config.write_path is not None:
                 writer = CaptureWriter(config.write_path, self._source.datalink())
                 closing.callback(writer.close)
-                write = writer.write
+                self._intake.write = writer.write
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._listen, nursery)
                 nursery.start_soon(self._mirror.pump_task.run)
@@ -295,7 +266,7 @@ class CaptureRun:
                 self._control.ready()
                 self._manager.ready(self._console.ready_line())
                 try:
-                    await self._intake(write)
+                    await self._take_in()
                 except CaptureError as exc:
                     # The device went away, or the disk is full: what was captured until then is still owed.
                     failure = exc
@@ -312,75 +283,19 @@ class CaptureRun:
 
     # -- intake ----------------------------------------------------------------------------------------------------
 
-    async def _intake(self, write: Callable[..., None] | None) -> None:
+    async def _take_in(self) -> None:
         if self._config.duration_s is not None:
             self._intake_scope.deadline = trio.current_time() + self._config.duration_s
-        rest_s = 0.0 if self._from_file else self._config.source.wakeup_ms / 1000
-        timer = Timer()
         with self._intake_scope:
-            taken, woken_at_s = 0, 0.0
-            while not self._source.finished:
-                if rest_s and taken >= BUSY_BYTES:
-                    timer.set(woken_at_s + rest_s)
-                    await trio.lowlevel.wait_readable(timer.fileno())
-                else:
-                    await self._source.wait_readable()
-                woken_at_s = time.monotonic()
-                # First, as what was sent last time is answered by now.
-                self._mirror.pump_task.serve_in_passing()
-                taken = await self._take(write)
+            await self._intake.run(self._tick)
         if not self._from_file:
             # What came before the end may still wait in the kernel, for as long as a block may be held back.
             with trio.move_on_after(LAST_LOOK_S):
                 await trio.sleep(2 * self._config.source.wakeup_ms / 1000)
-                await self._take(write)
-
-    async def _take(self, write: Callable[..., None] | None) -> int:
-        """Handle what the source has now, up to a cancellation. Returns how many bytes of packets that were."""
-        taken = 0
-        while True:
-            async with self._turn:
-                some, more = await self._take_turns(write)
-            taken += some
-            if not more:
-                return taken
-            # Also lets the pump drain answers while there is no end of batches.
-            await trio.lowlevel.checkpoint()
-
-    async def _take_turns(self, write: Callable[..., None] | None) -> tuple[int, bool]:
-        """Handle turn after turn for `TURNS_S`. Returns how many bytes of packets, and if more may wait."""
-        feed, handle = self._mirror.reassembler.feed, self._mirror.handle
-        taken = 0
-        until_s = time.monotonic() + TURNS_S
-        while True:
-            batches, size, full = self._batches()
-            if batches:
-                await handle(feed(*batches))
-                self._turned()
-                if write is not None:
-                    for batch in batches:
-                        write(batch)
-                taken += size
-            # A block of which nothing was wanted has been given out, too.
-            self._source.release()
-            if not full or time.monotonic() >= until_s:
-                return taken, full
+                await self._intake.take()
 
     def _turned(self) -> None:
         """A turn of packets has been handled."""
-
-    def _batches(self) -> tuple[list[Batch], int, bool]:
-        """What the source has now, as far as one turn goes, its bytes, and whether there may be more."""
-        batches: list[Batch] = []
-        packets = size = 0
-        while packets < TURN_PACKETS and size < TURN_BYTES:
-            batch = self._source.next_batch()
-            if not batch.index:
-                return batches, size, False
-            batches.append(batch)
-            packets += len(batch.index) // INDEX_RECORD_BYTES
-            size += batch.size_bytes
-        return batches, size, True
 
     async def _end_intake(self) -> None:
         mirror = self._mirror
@@ -392,13 +307,24 @@ class CaptureRun:
 
     async def _ticks(self) -> None:
         while True:
-            await trio.sleep(TICK_S)
-            # First: what came in time while this process was stopped is not given up.
-            self._mirror.pump_task.serve()
-            self._mirror.tick()
-            if not self._from_file:
-                async with self._turn:
-                    await self._mirror.handle(self._mirror.reassembler.expire(time.time_ns()))
+            with trio.CancelScope(deadline=trio.current_time() + TICK_S) as self._next_tick:
+                await trio.sleep_forever()
+            await self._tick()
+
+    async def _tick(self) -> None:
+        """What time brings. While intake wakes up regularly it does this in passing, and the task for it sleeps on."""
+        self._intake.tick_at_s = time.monotonic() + TICK_S
+        self._next_tick.deadline = trio.current_time() + 2 * TICK_S
+        # First: what came in time while this process was stopped is not given up.
+        self._mirror.pump_task.serve()
+        self._mirror.tick()
+        self._ticked()
+        if not self._from_file:
+            async with self._turn:
+                await self._mirror.handle(self._mirror.reassembler.expire(time.time_ns()))
+
+    def _ticked(self) -> None:
+        """A tick of the clock."""
 
     # -- end -------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from gopher.capture.figures import SharedFigures
-from gopher.capture.run import CaptureRun, Resolved
+from gopher.capture.run import TICK_S, CaptureRun, Resolved
 from gopher.capture.source import DeviceSource, open_source
 from gopher.control import Control
 from gopher.errors import GopherError, leaves_of
@@ -129,9 +129,11 @@ class _WorkerRun(CaptureRun):
         self._channel = channel
         self._figures = figures
         self._told: tuple[int, ...] = ()
+        self._tell_from_s = 0.0
 
     async def _listen(self, nursery: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
-        nursery.start_soon(self._tell_now_and_then)
+        self._turned()
+        self._tell()
         task_status.started()
         supervisor = trio.socket.from_stdlib_socket(self._channel)
         while message := await supervisor.recv(MESSAGE_BYTES):
@@ -156,14 +158,18 @@ class _WorkerRun(CaptureRun):
             answer = self._message(final=False, reloaded=True)
         await trio.socket.from_stdlib_socket(self._channel).send(answer)
 
-    async def _tell_now_and_then(self) -> None:
-        while True:
-            began_s = time.perf_counter()
-            self._turned()
-            signature = self._signature()
-            if signature != self._told and self._tell():
-                self._told = signature
-            await trio.sleep(max(TELL_S, (time.perf_counter() - began_s) / TELL_SHARE))
+    def _ticked(self) -> None:
+        """Tell now and then. Not in a task of its own: each time it wakes up would cost as much as the telling."""
+        began_s = time.perf_counter()
+        if began_s < self._tell_from_s:
+            return
+        self._turned()
+        signature = self._signature()
+        if signature != self._told and self._tell():
+            self._told = signature
+        took_s = time.perf_counter() - began_s
+        # The tick that comes nearest.
+        self._tell_from_s = began_s + max(TELL_S, took_s / TELL_SHARE) - TICK_S / 2
 
     def _tell(self) -> bool:
         # A supervisor that is behind need not know every report.
