@@ -38,7 +38,7 @@ from gopher.upstreams.tcp import Address, TcpUpstream
 from gopher.upstreams.upstream import StreamCopy, Upstream, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from gopher._fastpath import Event, Flow
     from gopher.capture.source import PacketSource

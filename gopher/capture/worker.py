@@ -40,14 +40,17 @@ from gopher.supervisor import die_with_parent
 if TYPE_CHECKING:
     from gopher.capture.source import PacketSource
 
-__all__ = ["KNOWN_LIMIT", "MESSAGE_BYTES", "Setup", "main"]
+__all__ = ["KNOWN_LIMIT", "LIVE_TELL_S", "MESSAGE_BYTES", "TELL_S", "Setup", "main"]
 
 MESSAGE_BYTES: Final = 1 << 20
 """More than a message may have: the kernel's bound for a datagram is its send buffer, 416 KiB at most by default."""
 KNOWN_LIMIT: Final = 128
 """Upstreams of one run, also those that were removed: each takes up to 2.5 KiB of a report, which is one message."""
-# How old the accounts may be that the supervisor has without asking; telling them costs up to half a millisecond.
-TELL_S: Final = 0.5
+TELL_S: Final = 1.0
+"""How old the accounts may be that the supervisor has without asking; telling them costs up to half a millisecond here,
+and as much there."""
+LIVE_TELL_S: Final = 0.5
+"""The same for a live view, which shows rates of two seconds."""
 # Where there are many connections a snapshot takes longer, but never more than this share of a core.
 TELL_SHARE: Final = 0.01
 
@@ -65,6 +68,8 @@ class Setup:
     kernel_shares: bool
     supervisor: int
     """Its process id."""
+    tell_s: float
+    """How often to tell the accounts."""
 
 
 def main(descriptor: int) -> int:
@@ -169,7 +174,7 @@ class _WorkerRun(CaptureRun):
             self._told = signature
         took_s = time.perf_counter() - began_s
         # The tick that comes nearest.
-        self._tell_from_s = began_s + max(TELL_S, took_s / TELL_SHARE) - TICK_S / 2
+        self._tell_from_s = began_s + max(self._setup.tell_s, took_s / TELL_SHARE) - TICK_S / 2
 
     def _tell(self) -> bool:
         # A supervisor that is behind need not know every report.

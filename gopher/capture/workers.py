@@ -30,7 +30,7 @@ from gopher.capture.fanout import FanoutGroup
 from gopher.capture.place import Place, WorkerDied
 from gopher.capture.run import reread
 from gopher.capture.shares import kernel_shares, worker_config, write_path
-from gopher.capture.worker import KNOWN_LIMIT, Setup
+from gopher.capture.worker import KNOWN_LIMIT, LIVE_TELL_S, TELL_S, Setup
 from gopher.config import CaptureConfig
 from gopher.control import summary
 from gopher.errors import ConfigError, GopherError
@@ -171,6 +171,7 @@ class _Supervisor:
             place=place.index,
             kernel_shares=kernel_shares(config),
             supervisor=os.getpid(),
+            tell_s=LIVE_TELL_S if self._config.live else TELL_S,
         )
 
     @property

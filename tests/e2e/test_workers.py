@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from gopher import read_streams
 from gopher.capture.place import Place
 from gopher.capture.run import Resolved
 from gopher.capture.shares import worker_config
-from gopher.capture.worker import Setup
+from gopher.capture.worker import TELL_S, Setup
 from gopher.cli import parse
 from gopher.link import decode_header
 from tests.support.accounts import assert_all_delivered, only_upstream
@@ -311,6 +312,7 @@ def test_worker_whose_supervisor_has_hung_up_ends(tmp_path):
                 place=0,
                 kernel_shares=False,
                 supervisor=os.getpid(),
+                tell_s=TELL_S,
             )
         )
         assert await place.opened() is None
@@ -321,6 +323,45 @@ def test_worker_whose_supervisor_has_hung_up_ends(tmp_path):
     process = trio.run(leave_it)
     assert process.wait(WAIT_S) == 1
     assert not (tmp_path / "streams").exists()
+
+
+@pytest.mark.parametrize(("tell_s", "least", "most"), [(0.5, 3, 6), (1.0, 1, 3)])
+def test_worker_tells_its_accounts_as_often_as_it_is_asked_to(tmp_path, monkeypatch, tell_s, least, most):
+    talk = Conversation().handshake()
+    for number in range(21):
+        talk.data(get(number))
+        talk.now_ns += 100_000_000
+    path = tmp_path / "talk.pcap"
+    path.write_bytes(pcap_file(talk.packets))
+    config = parse(["-c", "-p", "80", "--read", str(path), "-u", f"dir:{tmp_path}/streams", "--workers", "2"])
+    share = worker_config(config, 0, 2, 0)
+    share = replace(share, reassembly=replace(share.reassembly, share=(0, 1)))  # all flows
+    told = []
+    understand = Place._understand
+    monkeypatch.setattr(Place, "_understand", lambda self, message: (told.append(message), understand(self, message)))
+
+    async def follow():
+        place = Place(0)
+        place.start(
+            Setup(
+                resolved=Resolved(share, addresses=[[]], own=[]),
+                place=0,
+                kernel_shares=False,
+                supervisor=os.getpid(),
+                tell_s=tell_s,
+            )
+        )
+        try:
+            await place.opened()
+            await place.begin(time.time_ns())
+            del told[:]
+            await place.follow()
+        finally:
+            place.close()
+
+    trio.run(follow)
+    # The last ones are the final report and the end.
+    assert least <= len(told) - 2 <= most
 
 
 def talks_file(path):
