@@ -140,7 +140,8 @@ def test_large_answers_cost_no_byte_of_the_client_and_are_accounted_for(host, tm
     size = 20_000_000
     with (
         Nginx(tmp_path, [PRODUCTION], namespace=host) as production,
-        GopherProcess(*FRAMED, "-u", f"relay://{relay.name}", namespace=host) as gopher,
+        # Room for all of it: how long gopher waits for a core is not the question.
+        GopherProcess(*FRAMED, "--ring=128M", "-u", f"relay://{relay.name}", namespace=host) as gopher,
     ):
         (production.root() / "large").write_bytes(noise(size))
         curl(*["--output", "/dev/null", "http://127.0.0.1/large"] * 3, namespace=host)
