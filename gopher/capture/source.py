@@ -2,7 +2,7 @@
 
 First stage of capture mode: it gives batches to the reassembler, and knows nothing of flows. `DeviceSource` stands on
 libpcap through pcapy-ng, `FileSource` on `gopher.capture.pcapfile`. Giving a batch never blocks on the network; the
-waiting is done in `wait_readable`, by Trio.
+waiting is done in `wait_readable`, by Trio, or for a device by `gopher.capture.intake`.
 
 How pcapy-ng 2.1 is used, and why: a blocking handle would not return on a quiet link whatever its time-out, so handles
 are non-blocking and Trio watches their descriptor. `activate()` returns its error. `setfilter()` leaks the old program,
