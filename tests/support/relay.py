@@ -32,7 +32,7 @@ def free_port() -> int:
     """A port that nobody listens on now, and that the kernel gives to nobody who asks for any, before it is used."""
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        port = random.randrange(first // 2, first)
+        port = random.randrange(1024, max(first, 2048))
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("0.0.0.0", port))
             return port
