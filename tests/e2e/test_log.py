@@ -248,19 +248,20 @@ def test_nobodys_secrets_are_told(host, tmp_path, shown):
                 terminal = Terminal(gopher_argv(*argv, f"--log-format={shown}", namespace=host), columns=160)
                 programs[name] = stack.enter_context(terminal)
                 terminal.wait(lambda lines: any("capturing on" in x or "relaying on" in x for x in lines), "ready")
-        for _ in range(2):
+        with programs["relay"].draining(), programs["capture"].draining():
+            for _ in range(2):
+                with host.connect(PRODUCTION) as client:
+                    for request in requests():
+                        exchange(client, request, answer=production_answer)
+            # Something that cannot be read as HTTP, too: the relay says so to the client, and counts.
             with host.connect(PRODUCTION) as client:
-                for request in requests():
-                    exchange(client, request, answer=production_answer)
-        # Something that cannot be read as HTTP, too: the relay says so to the client, and counts.
-        with host.connect(PRODUCTION) as client:
-            lengths = "Content-Length: 1\r\nContent-Length: 2\r\n"
-            client.sendall(f"GET /{SECRETS['path']} HTTP/1.1\r\n{lengths}X: {SECRETS['query']}\r\n\r\n".encode())
-        shadow.wait(lambda: shadow.requests >= 6, "the requests")
-        assert SECRETS["shadowsession"].encode() in b"".join(shadow.streams), "coupling was at work"
-        for name, port in (("relay", 9465), ("capture", 9464)):
-            for path in ("metrics", "report.json", "healthz"):
-                texts[f"{name} /{path}"] = curl(f"http://127.0.0.1:{port}/{path}", namespace=host)
+                lengths = "Content-Length: 1\r\nContent-Length: 2\r\n"
+                client.sendall(f"GET /{SECRETS['path']} HTTP/1.1\r\n{lengths}X: {SECRETS['query']}\r\n\r\n".encode())
+            shadow.wait(lambda: shadow.requests >= 6, "the requests")
+            assert SECRETS["shadowsession"].encode() in b"".join(shadow.streams), "coupling was at work"
+            for name, port in (("relay", 9465), ("capture", 9464)):
+                for path in ("metrics", "report.json", "healthz"):
+                    texts[f"{name} /{path}"] = curl(f"http://127.0.0.1:{port}/{path}", namespace=host)
         for name in ("capture", "relay"):
             programs[name].read_for(0.7)
             assert programs[name].stop() == 0

@@ -11,8 +11,10 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import pyte
 
@@ -119,6 +121,23 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._read(0.05):
             pass
+
+    @contextmanager
+    def draining(self) -> Iterator[None]:
+        """Take in output as long as this lasts: who writes to a terminal that nobody reads has to wait."""
+        over = threading.Event()
+
+        def drain() -> None:
+            while not over.is_set() and self._read(0.05):
+                pass
+
+        thread = threading.Thread(target=drain)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """A signal, and everything up to the end. Returns the exit status."""
