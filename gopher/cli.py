@@ -28,8 +28,7 @@ from gopher.config import (
 from gopher.effective import effective_toml
 from gopher.errors import ConfigError, GopherError, leaves_of
 from gopher.observe.log import Log
-from gopher.options import NEEDS, SECRET, STAGES, Parser, default_of, unknown_argument
-from gopher.options import option_parser as _parser
+from gopher.options import NEEDS, SECRET, STAGES, Parser, default_of, option_parser, unknown_argument
 from gopher.plan import EXAMPLE, SHARED, Plan, is_for, make_mirrors
 from gopher.relay.rulefile import read_rules
 from gopher.relay.rules import AUTO, parse_rule
@@ -90,7 +89,7 @@ def read_plan(argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
             the environment, everything that is wrong.
         SystemExit: `--help` or `--version` was given, and has been printed to stdout.
     """
-    parser = _parser()
+    parser = option_parser()
     settings = table(parser, secret=SECRET)
     namespace, unknown = parser.parse_known_args(argv)
     for argument in unknown:

@@ -32,7 +32,7 @@ from gopher.capture.run import reread
 from gopher.capture.shares import kernel_shares, worker_config, write_path
 from gopher.capture.worker import KNOWN_LIMIT, LIVE_TELL_S, TELL_S, Setup
 from gopher.config import CaptureConfig
-from gopher.control import summary
+from gopher.control import say_addresses, summary
 from gopher.errors import ConfigError, GopherError
 from gopher.observe.accounts import AccountsReport, WorkersAccount
 from gopher.observe.summing import captured_connections, sum_reports
@@ -320,6 +320,8 @@ class _Supervisor:
             self._resolved = resolved
             self._console.config = resolved.config
             self._console.log.quiet = resolved.config.verbosity < 0
+            if resolved.config.verbosity > 0:
+                say_addresses(self._console.log, resolved.config.mirror.upstreams, resolved.addresses)
             async with trio.open_nursery() as nursery:
                 for place in self._places:
                     nursery.start_soon(self._take_on, place)

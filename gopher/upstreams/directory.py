@@ -37,8 +37,9 @@ class DirectoryUpstream(Upstream):
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
+            reason = "that is a file" if isinstance(exc, FileExistsError) else exc.strerror
             raise UpstreamError(
-                f"upstream {config.name}: cannot make the directory: {exc.strerror}", hint="name one you may write to"
+                f"upstream {config.name}: cannot make the directory: {reason}", hint="name one you may write to"
             ) from exc
         if not os.access(self._directory, os.W_OK | os.X_OK):
             raise UpstreamError(

@@ -3,7 +3,7 @@
 import argparse
 import importlib.util
 
-from gopher.cli import _parser
+from gopher.options import option_parser
 from tests.support.pages import ROOT
 
 _spec = importlib.util.spec_from_file_location("option_reference", ROOT / "docs/option_reference.py")
@@ -14,7 +14,9 @@ _spec.loader.exec_module(option_reference)
 def test_every_option_is_in_the_reference():
     text = option_reference.option_reference()
     headings = [line for line in text.splitlines() if line.startswith("### ")]
-    shown = [action for action in _parser()._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
+    shown = [
+        action for action in option_parser()._actions if action.help != argparse.SUPPRESS and action.dest != "help"
+    ]
     assert len(headings) == len(shown) > 40
     for action in shown:
         assert any(f"`{action.option_strings[-1]}`" in heading for heading in headings), action.option_strings

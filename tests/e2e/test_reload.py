@@ -207,6 +207,7 @@ def test_verbose_tells_addresses_and_filter(host, tmp_path):
     relay = f'mode = "relay"\nlisten = "127.0.0.1"\nport = {free_port()}\nverbose = 1\n'
     for common, running in (
         (capture, GopherProcess("--config", str(path), namespace=host)),
+        (capture, GopherProcess("--config", str(path), "--workers=2", namespace=host)),
         (relay, ConfiguredRelay(path, 0)),
     ):
         path.write_text(f'{common}upstream = "127.0.0.2:3280"\n')

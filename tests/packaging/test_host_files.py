@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from gopher.cli import _parser
+from gopher.options import option_parser
 from tests.support.needs import need, need_modules
 
 ROOT = Path(__file__).parents[2]
 # --no-KEY takes back what the configuration file sets: told once for all, and listed nowhere.
-SHOWN = [action for action in _parser()._actions if action.help is not argparse.SUPPRESS]
+SHOWN = [action for action in option_parser()._actions if action.help is not argparse.SUPPRESS]
 OPTIONS = [option for action in SHOWN for option in action.option_strings]
 
 

@@ -473,6 +473,8 @@ def test_directory_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(UpstreamError, match=r"upstream dir:.*file/x: cannot make the directory: Not a directory"):
         directory_upstream(tmp_path / "file" / "x")
+    with pytest.raises(UpstreamError, match=r"upstream dir:.*file: cannot make the directory: that is a file"):
+        directory_upstream(tmp_path / "file")
 
 
 def test_directory_write_error_is_shed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
